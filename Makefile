@@ -1,0 +1,26 @@
+.PHONY: install test lint format bench demo
+
+SOURCES = $(shell git ls-files '*.h' '*.cuh' '*.cpp' '*.cu')
+
+install:
+	pip install -e ".[dev]"
+
+test:
+	pytest
+
+lint:
+	ruff check .
+	ruff format --check .
+	mypy
+	clang-format --dry-run -Werror $(SOURCES)
+
+format:
+	ruff check --fix .
+	ruff format .
+	clang-format -i $(SOURCES)
+
+bench:
+	pytest bench
+
+demo:
+	python train.py

@@ -1,0 +1,119 @@
+// What every kernel shares: element types, error codes, and the few macros that let one function be
+// compiled for the host, for the device, and for the CUDA-on-CPU shim of the tests.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+// VDA_HD: per-pixel arithmetic that the CPU kernel and the CUDA kernel share. Always inlined on the host, so
+// that it is compiled for the instruction set of the VDA_CLONES function that calls it.
+#if defined(__CUDACC__)
+#define VDA_HD __host__ __device__ __forceinline__
+#elif defined(__GNUC__)
+#define VDA_HD inline __attribute__((always_inline))
+#else
+#define VDA_HD inline
+#endif
+
+// VDA_CLONES: put before the (non-template) function that does the work of one CPU chunk. The compiler builds
+// it once per instruction set and the loader picks one, so one binary runs everywhere and is fast where it can
+// be. Off under AddressSanitizer, whose runtime is not up yet when the loader picks.
+#if defined(__x86_64__) && defined(__GNUC__) && defined(__GLIBC__) && !defined(__CUDACC__) && \
+    !defined(__SANITIZE_ADDRESS__) && !defined(VDA_CUDA_SHIM)
+#define VDA_CLONES __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
+#else
+#define VDA_CLONES
+#endif
+
+namespace vda {
+
+// What a launcher returns: 0, one of these, or (positive) a cudaError_t.
+constexpr int kOk = 0;
+constexpr int kBadDtype = -1;  // no kernel is compiled for this element type
+constexpr int kBadSize = -2;   // a size that the kernel or the grid cannot hold
+
+enum class Dtype : int32_t { f32, f16, bf16, f64 };
+
+template <typename T>
+VDA_HD constexpr T ceil_div(T a, T b) {
+    return (a + b - 1) / b;
+}
+
+template <typename To, typename From>
+VDA_HD To bit_cast(From from) {
+    static_assert(sizeof(To) == sizeof(From), "bit_cast needs equal sizes");
+    To to;
+    memcpy(&to, &from, sizeof(to));
+    return to;
+}
+
+// Storage only: every kernel converts to float, accumulates in float and rounds once on the way out. Own types
+// instead of cuda_fp16.h, so that host compilers without a CUDA toolkit build the same source.
+struct half {
+    uint16_t bits;
+};
+struct bfloat16 {
+    uint16_t bits;
+};
+
+VDA_HD float to_float(half h) {
+    const uint32_t magnitude = uint32_t(h.bits & 0x7fffu) << 13;
+    // The exponent bias differs by 112; one multiplication is exact for normal and subnormal numbers alike.
+    uint32_t bits = bit_cast<uint32_t>(bit_cast<float>(magnitude) * 5.192296858534828e33f);
+    if (magnitude >= 0x0f800000u) bits = magnitude | 0x7f800000u;  // infinity, NaN
+    return bit_cast<float>(bits | (uint32_t(h.bits & 0x8000u) << 16));
+}
+
+VDA_HD float to_float(bfloat16 b) { return bit_cast<float>(uint32_t(b.bits) << 16); }
+
+VDA_HD half to_half(float value) {  // round to nearest, ties to even
+    const uint32_t bits = bit_cast<uint32_t>(value);
+    const uint32_t sign = (bits >> 16) & 0x8000u;
+    const uint32_t magnitude = bits & 0x7fffffffu;
+    uint32_t h;
+    if (magnitude >= 0x47800000u) {  // 65536 and above, infinity, NaN
+        h = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+    } else if (magnitude < 0x38800000u) {  // subnormal: the spacing of floats around 0.5 is half's 2^-24
+        h = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
+    } else {
+        h = (magnitude - 0x38000000u + 0x0fffu + ((magnitude >> 13) & 1u)) >> 13;
+    }
+    return {uint16_t(sign | h)};
+}
+
+VDA_HD bfloat16 to_bfloat16(float value) {  // round to nearest, ties to even
+    const uint32_t bits = bit_cast<uint32_t>(value);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return {uint16_t((bits >> 16) | 0x40u)};
+    return {uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+}
+
+// Acc<T>: what T is accumulated in.
+template <typename T>
+struct AccOf {
+    using type = float;
+};
+template <>
+struct AccOf<double> {
+    using type = double;
+};
+template <typename T>
+using Acc = typename AccOf<T>::type;
+
+VDA_HD float load(const float* p) { return *p; }
+VDA_HD double load(const double* p) { return *p; }
+VDA_HD float load(const half* p) { return to_float(*p); }
+VDA_HD float load(const bfloat16* p) { return to_float(*p); }
+
+VDA_HD void store(float* p, float value) { *p = value; }
+VDA_HD void store(double* p, double value) { *p = value; }
+VDA_HD void store(half* p, float value) { *p = to_half(value); }
+VDA_HD void store(bfloat16* p, float value) { *p = to_bfloat16(value); }
+
+// Strided view of a [B, C, H, W] array; strides count elements.
+struct View {
+    const void* data;
+    int64_t stride[4];
+};
+
+}  // namespace vda

@@ -1,0 +1,43 @@
+// Correlation (cost volume) of FlowNet2, forward and both gradients: kernel size 1, output stride 1, padding
+// equal to the largest displacement.
+//
+//   out[b, d, y, x] = 1/C sum_c f1[b, c, y, x] f2[b, c, y + dy, x + dx],   d = (j + radius) D + (i + radius)
+//
+// with (dy, dx) = (j, i) * stride, j and i in [-radius, radius], D = 2 radius + 1 and f2 = 0 outside the
+// frame.
+#pragma once
+
+#include "common.h"
+
+namespace vda {
+
+struct CorrelationParams {
+    View f1;             // [B, C, H, W]
+    View f2;             // [B, C, H, W]
+    View grad_out;       // [B, D*D, H, W]; backward only
+    void* out;           // [B, D*D, H, W] dense; forward only
+    void* grad_f1;       // [B, C, H, W] dense; backward only, null when not wanted
+    void* grad_f2;       // [B, C, H, W] dense; backward only, null when not wanted
+    void* workspace;     // CPU only: correlation_workspace() bytes, 64-byte aligned
+    int64_t batch;       // B
+    int channels;        // C
+    int height, width;   // H, W
+    int radius, stride;  // max_displacement / stride (in steps), and the pixels of one step
+    Dtype dtype;         // of every array; 16-bit types are accumulated in fp32
+};
+
+// Number of displacement steps along one axis, D.
+VDA_HD int displacements(const CorrelationParams& p) { return 2 * p.radius + 1; }
+
+VDA_HD bool in_range(int position, int size) { return position >= 0 && position < size; }
+
+// Bytes of workspace that the CPU kernels need.
+int64_t correlation_workspace(const CorrelationParams& p, bool backward, int threads);
+
+int correlation_cpu(const CorrelationParams& p, int threads);
+int correlation_backward_cpu(const CorrelationParams& p, int threads);
+
+int correlation_cuda(const CorrelationParams& p, void* stream);
+int correlation_backward_cuda(const CorrelationParams& p, void* stream);
+
+}  // namespace vda

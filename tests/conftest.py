@@ -1,0 +1,94 @@
+"""Fixtures for all tests: seeds, and the backends that run a kernel.
+
+A kernel test takes the fixture `backend` and runs once per backend:
+    cpu       the CPU kernels of vda._C
+    shim      the CUDA kernels (csrc/*.cu) compiled by the host compiler, on CPU tensors
+    shuffled  the same with the threads of every block in a random order
+    cuda      the CUDA kernels on a GPU; skipped where there is none
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from vda.ops import _lib
+
+from shim import build  # tests/ is on sys.path because conftest.py lies in it  # isort: skip
+
+
+@dataclass(frozen=True)
+class Backend:
+    name: str
+    device: str  # where the test puts its tensors
+
+    @property
+    def atomics(self) -> bool:
+        """Whether kernels take the CUDA path."""
+        return self.name != "cpu"
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shim_module() -> ModuleType:
+    return build.load(build.build())
+
+
+@pytest.fixture(
+    params=["cpu", "shim", "shuffled", pytest.param("cuda", marks=pytest.mark.gpu)],
+)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
+    name = request.param
+    if name == "cpu":
+        assert not _lib.why_off("cpu"), _lib.why_off("cpu")
+        yield Backend(name, "cpu")
+    elif name == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("no GPU")
+        assert not _lib.why_off("cuda"), _lib.why_off("cuda")
+        yield Backend(name, "cuda")
+    else:
+        seed = zlib.crc32(request.node.name.encode()) % 2**31 if name == "shuffled" else 0
+        monkeypatch.setenv("VDA_SHIM_SEED", str(seed))
+        with _lib.routed_to(request.getfixturevalue("shim_module")):
+            yield Backend(name, "cpu")
+
+
+def hostile_flow(B: int, H: int, W: int, dtype: torch.dtype = torch.float32, reach: float = 3.0) -> Tensor:
+    """Flow [B, 2, H, W] with what breaks kernels: NaN, infinities, huge, far out, exact borders and exact halves."""
+    flow = torch.randn(B, 2, H, W, dtype=torch.float64) * reach
+    flow[torch.rand(flow.shape) < 0.15] = 0.0
+    flow = torch.where(torch.rand(flow.shape) < 0.2, flow.mul(2).round().div(2), flow)
+    x = torch.arange(W).expand(H, W)
+    y = torch.arange(H)[:, None].expand(H, W)
+    for value in (float("nan"), float("inf"), float("-inf"), 6e4, -6e4, 3.3e4):
+        flow[torch.rand(flow.shape) < 0.02] = value
+    if dtype not in (torch.float16,):
+        flow[torch.rand(flow.shape) < 0.02] = 1e30
+        flow[torch.rand(flow.shape) < 0.02] = -3e9  # beyond int32
+    edge = torch.rand(B, H, W) < 0.1  # land exactly on the last column and row
+    flow[:, 0] = torch.where(edge, (W - 1 - x).double(), flow[:, 0])
+    flow[:, 1] = torch.where(edge, (H - 1 - y).double(), flow[:, 1])
+    return flow.to(dtype)
+
+
+def layouts(x: Tensor) -> list[Tensor]:
+    """x in several memory layouts: contiguous, last dimension first, a slice of something larger."""
+    order = (*range(x.dim() - 2, -1, -1), x.dim() - 1)
+    turned = x.permute(order).contiguous().permute([order.index(i) for i in range(x.dim())])
+    larger = torch.zeros([n + 2 for n in x.shape], dtype=x.dtype, device=x.device)
+    inner = larger[tuple(slice(1, n + 1) for n in x.shape)]
+    inner.copy_(x)
+    strided = torch.zeros([*x.shape[:-1], 2 * x.shape[-1]], dtype=x.dtype, device=x.device)[..., ::2]
+    strided.copy_(x)
+    return [x.contiguous(), turned, inner, strided]

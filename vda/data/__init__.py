@@ -1,0 +1,34 @@
+"""Data sets by name. A new one is one function and one line here."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+
+from vda.data.camvid import camvid
+from vda.data.clip import IGNORE, Clip, VideoDataset
+from vda.data.synthetic import embedded
+from vda.errors import UsageError
+
+# name -> function(split, root=..., size=(height, width)); `root` is None for a data set that needs none.
+DATASETS: dict[str, Callable[..., VideoDataset]] = {
+    "camvid": camvid,
+    "embedded": lambda split, root, size: embedded(split, size=size),
+}
+
+
+def open_dataset(name: str, root: Path | None, size: tuple[int, int]) -> VideoDataset:
+    """The data set `DATASET/SPLIT`, frames read at `size` (height, width).
+
+    Raises UsageError for an unknown name (with the nearest one), a missing root, or files that are not as expected.
+    """
+    dataset, _, split = name.partition("/")
+    if dataset not in DATASETS or not split:
+        near = difflib.get_close_matches(dataset, DATASETS, n=1)
+        hint = f"; perhaps you meant {near[0]}/{split or 'SPLIT'}" if near else ""
+        raise UsageError(f"data set {name!r}: wanted DATASET/SPLIT with DATASET one of {', '.join(DATASETS)}{hint}")
+    return DATASETS[dataset](split, root=root, size=size)
+
+
+__all__ = ["DATASETS", "IGNORE", "Clip", "VideoDataset", "open_dataset"]

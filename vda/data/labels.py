@@ -1,0 +1,135 @@
+"""Reading frames and label maps from files, strictly: what is not as it should be is refused by name.
+
+Pillow instead of OpenCV throughout: OpenCV turns palette labels into colours and half a JPEG into half a
+picture, both without an error.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+
+from vda.checkpoint import atomic_write
+from vda.data.clip import Image, LabelMap
+from vda.errors import UsageError
+
+IdTable = NDArray[np.int16]  # [256] train id of every raw id, UNKNOWN where there is none
+UNKNOWN = -1
+
+_IMAGE_MODES = ("RGB", "L", "RGBA", "P")
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_KINDS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) of an image, from its header alone. Raises UsageError naming the file where it is
+    unreadable."""
+    with _opened(path) as file:
+        return file.height, file.width
+
+
+def read_image(path: Path) -> Image:
+    """[H, W, 3] uint8 RGB of an 8-bit image file.
+
+    Raises UsageError naming the file when it is missing, no image, truncated, or not of 8 bits a channel.
+    """
+    with _opened(path) as file:
+        if file.mode not in _IMAGE_MODES:
+            raise UsageError(f"{path}: wanted an 8-bit RGB or grey image, found mode {file.mode}")
+        return np.array(_decoded(file, path).convert("RGB"))
+
+
+def check_label_header(path: Path, *, palette: bool = False) -> tuple[int, int]:
+    """(height, width) of a label PNG, from its header alone.
+
+    Raises UsageError naming the file unless it is a PNG of one 8-bit grey channel, or of palette indices
+    where `palette` allows them. (Pillow would stretch 1- to 4-bit grey values over 0..255 without a word.)
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(26)
+    except OSError as error:
+        raise UsageError(f"{path}: wanted a label image, found none ({error.strerror})") from None
+    if len(head) < 26 or not head.startswith(_PNG):
+        raise UsageError(f"{path}: wanted a PNG label image, found another or a truncated file")
+    depth, kind = head[24], head[25]
+    if depth != 8 or kind not in ((0, 3) if palette else (0,)):
+        raise UsageError(
+            f"{path}: wanted a label PNG of {'grey or palette' if palette else 'grey'} with 8 bits, "
+            f"found {depth}-bit {_PNG_KINDS.get(kind, 'unknown')}"
+        )
+    return int.from_bytes(head[20:24]), int.from_bytes(head[16:20])
+
+
+def read_label(path: Path, *, palette: bool = False) -> LabelMap:
+    """[H, W] uint8 raw ids of a label PNG. Errors as `check_label_header`, and for a truncated file."""
+    check_label_header(path, palette=palette)
+    with _opened(path) as file:
+        return np.array(_decoded(file, path))
+
+
+def write_label(path: Path, label: LabelMap) -> None:
+    """Writes [H, W] uint8 ids as an 8-bit grey PNG, atomically; the folder is made where it is missing."""
+    if label.ndim != 2 or label.dtype != np.uint8:
+        raise ValueError(f"label: wanted [H, W] uint8, got {list(label.shape)} {label.dtype}")
+    buffer = io.BytesIO()
+    Pillow.fromarray(np.ascontiguousarray(label)).save(buffer, format="PNG")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, buffer.getvalue())
+
+
+def _opened(path: Path) -> Pillow.Image:
+    try:
+        return Pillow.open(path)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: wanted an image, found no file") from None
+    except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError) as error:
+        raise UsageError(f"{path}: wanted an image, found an unreadable file ({_reason(error)})") from None
+
+
+def _decoded(file: Pillow.Image, path: Path) -> Pillow.Image:
+    try:
+        file.load()
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise UsageError(f"{path}: wanted a whole image, found a damaged file ({_reason(error)})") from None
+    return file
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__
+
+
+def id_table(train_ids: Mapping[int, int]) -> IdTable:
+    """Table for `to_train_ids` from raw id -> train id (255 is ignored); raw ids not named are unknown."""
+    table = np.full(256, UNKNOWN, np.int16)
+    for raw, train in train_ids.items():
+        if not (0 <= raw <= 255 and 0 <= train <= 255):
+            raise ValueError(f"train_ids: wanted ids of 0..255, got {raw} -> {train}")
+        table[raw] = train
+    return table
+
+
+def to_train_ids(raw: LabelMap, table: IdTable, path: Path) -> LabelMap:
+    """[H, W] train ids of raw ids. Raises UsageError naming the file and the ids unknown to the table."""
+    present = np.flatnonzero(np.bincount(raw.ravel(), minlength=256))
+    unknown = [int(i) for i in present if table[i] == UNKNOWN]
+    if unknown:
+        known = ", ".join(str(i) for i in np.flatnonzero(table != UNKNOWN))
+        raise UsageError(f"{path}: wanted label values {known}, found {', '.join(map(str, unknown))}")
+    return table[raw].astype(np.uint8)
+
+
+def check_same_size(
+    label: tuple[int, int], image: tuple[int, int], label_path: Path, image_path: Path
+) -> None:
+    """Raises UsageError naming both files where two sizes (height, width) differ."""
+    if label != image:
+        raise UsageError(
+            f"{label_path}: wanted the size of {image_path.name}, {image[1]} x {image[0]} pixels, "
+            f"found {label[1]} x {label[0]}"
+        )

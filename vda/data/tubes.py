@@ -1,0 +1,197 @@
+"""Training batches: tubes of T frames, drawn as a pure function of (seed, iteration).
+
+Because nothing else decides what is drawn and how it is augmented, a stopped run continues with the very
+batch that the uninterrupted run would have seen, with any number of loader processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vda.data.clip import Clip, FlowField, Image, LabelMap, VideoDataset
+from vda.data.transforms import Augment, Sample, augment
+from vda.errors import UsageError
+
+LabelSource = Callable[[Clip, int], LabelMap | None]
+FlowSource = Callable[[Clip, int, int], FlowField]
+
+
+def true_labels(clip: Clip, i: int) -> LabelMap | None:
+    """The data set's own labels."""
+    return clip.label(i)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B tubes of T frames; index T grows with time.
+
+    frames [B, T, 3, H, W] float32, RGB in [0, 1]. labels [B, T, H, W] uint8, 255 is ignored; None for an unlabelled batch.
+    flows [B, T - 1, 2, 2, H, W] float32, pixels: flows[:, t, 0] = F_{t -> t+1}, flows[:, t, 1] = F_{t+1 -> t}; None
+    where not asked for. names: CLIP/FRAME of every frame.
+    """
+
+    frames: Tensor
+    labels: Tensor | None
+    flows: Tensor | None
+    names: list[list[str]]
+
+    def to(self, device: torch.device) -> Batch:
+        def move(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            frames=self.frames.to(device, non_blocking=True).float() / 255,
+            labels=move(self.labels),
+            flows=move(self.flows),
+        )
+
+
+class Draw(NamedTuple):
+    """One sample of the stream: `index` says which tube, (`epoch`, `index`) how it is augmented."""
+
+    epoch: int
+    index: int
+
+
+class Tubes(Dataset[tuple[Sample, list[str]]]):
+    """Every tube of `length` frames, `step` apart, that lies inside one clip."""
+
+    def __init__(
+        self,
+        dataset: VideoDataset,
+        *,
+        length: int,
+        step: int,
+        augment: Augment,
+        seed: int,
+        labels: LabelSource | None,
+        flow: FlowSource | None = None,
+    ) -> None:
+        """labels, flow: where they come from; None leaves them out. Raises UsageError where no clip is long enough."""
+        self.dataset, self.augment, self.seed = dataset, augment, seed
+        self.labels, self.flow = labels, flow
+        span = (length - 1) * step
+        self.tubes = [
+            (clip, tuple(range(start, start + span + 1, step)))
+            for clip in dataset.clips
+            for start in range(len(clip) - span)
+        ]
+        if not self.tubes:
+            longest = max((len(clip) for clip in dataset.clips), default=0)
+            raise UsageError(
+                f"data set {dataset.name}: tubes of {length} frames, {step} apart, want clips of at least "
+                f"{span + 1} frames, the longest of {len(dataset.clips)} clips has {longest}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.tubes)
+
+    def __getitem__(self, draw: Draw) -> tuple[Sample, list[str]]:
+        clip, indices = self.tubes[draw.index]
+        rng = np.random.default_rng([self.seed, draw.epoch, draw.index])
+        sample = Sample(
+            frames=np.stack([clip.frame(i) for i in indices]),
+            labels=None if self.labels is None else np.stack([self._label(clip, i) for i in indices]),
+            flows=None if self.flow is None else self._flows(clip, indices),
+        )
+        return augment(sample, self.augment, rng), [f"{clip.name}/{clip.frame_names[i]}" for i in indices]
+
+    def _label(self, clip: Clip, i: int) -> LabelMap:
+        assert self.labels is not None
+        label = self.labels(clip, i)
+        if label is None:
+            raise UsageError(f"data set {self.dataset.name}: frame {clip.name}/{clip.frame_names[i]} has no label")
+        return label
+
+    def _flows(self, clip: Clip, indices: Sequence[int]) -> NDArray[np.float32]:
+        assert self.flow is not None
+        pairs = zip(indices[:-1], indices[1:], strict=True)
+        return np.stack([np.stack([self.flow(clip, i, j), self.flow(clip, j, i)]) for i, j in pairs])
+
+
+def draws(size: int, batch: int, seed: int, start: int, stop: int) -> Iterator[list[Draw]]:
+    """Batches `start` .. `stop` - 1 of the endless stream of shuffled epochs over `size` tubes."""
+
+    @lru_cache(maxsize=2)
+    def order(epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng([seed, epoch]).permutation(size)
+
+    for iteration in range(start, stop):
+        places = (divmod(iteration * batch + b, size) for b in range(batch))
+        yield [Draw(epoch, int(order(epoch)[place])) for epoch, place in places]
+
+
+def loader(tubes: Tubes, *, batch: int, start: int, stop: int, workers: int = 0) -> Iterator[Batch]:
+    """Batches `start` .. `stop` - 1 of a training run, frames still uint8 until `Batch.to`."""
+    batches = list(draws(len(tubes), batch, tubes.seed, start, stop))
+    return iter(
+        DataLoader(
+            tubes,
+            batch_sampler=batches,  # type: ignore[arg-type]
+            collate_fn=collate,
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=False,
+        )
+    )
+
+
+def collate(items: list[tuple[Sample, list[str]]]) -> Batch:
+    """Samples of one size into a batch."""
+    samples = [sample for sample, _ in items]
+
+    def stack(field: str) -> Tensor | None:
+        arrays = [getattr(sample, field) for sample in samples]
+        return None if arrays[0] is None else torch.from_numpy(np.stack(arrays))
+
+    frames = stack("frames")
+    assert frames is not None
+    return Batch(
+        frames=frames.permute(0, 1, 4, 2, 3).contiguous(),
+        labels=stack("labels"),
+        flows=stack("flows"),
+        names=[names for _, names in items],
+    )
+
+
+class InMemory:
+    """A clip that keeps what it has once read: for small sets that are drawn many times."""
+
+    def __init__(self, clip: Clip) -> None:
+        self.clip, self.name, self.frame_names = clip, clip.name, clip.frame_names
+        self._frames: dict[int, Image] = {}
+        self._labels: dict[int, LabelMap | None] = {}
+        self._flows: dict[tuple[int, int], FlowField | None] = {}
+
+    def __len__(self) -> int:
+        return len(self.clip)
+
+    def frame(self, i: int) -> Image:
+        if i not in self._frames:
+            self._frames[i] = self.clip.frame(i)
+        return self._frames[i]
+
+    def label(self, i: int) -> LabelMap | None:
+        if i not in self._labels:
+            self._labels[i] = self.clip.label(i)
+        return self._labels[i]
+
+    def exact_flow(self, i: int, j: int) -> FlowField | None:
+        if (i, j) not in self._flows:
+            self._flows[i, j] = self.clip.exact_flow(i, j)
+        return self._flows[i, j]
+
+
+def in_memory(dataset: VideoDataset) -> VideoDataset:
+    """The data set with every clip `InMemory`."""
+    return replace(dataset, clips=tuple(InMemory(clip) for clip in dataset.clips))

@@ -1,0 +1,42 @@
+"""What every method is to the training loop, and the few parts that methods share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from vda.data.tubes import Batch
+from vda.models import upsample
+
+Losses = dict[str, Tensor]
+
+
+class Method(nn.Module):
+    """A segmentation network and the losses that train it.
+
+    `losses` yields groups of named scalars; the loop sums a group and back-propagates it before it asks for the next,
+    so that the activations behind one group are freed before the next is computed. After the last group every
+    optimiser steps once. `discriminators` have an optimiser of their own; no loss may reach both it and the network.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.discriminators = nn.ModuleDict()
+
+    def losses(self, source: Batch, target: Batch) -> Iterator[Losses]:
+        raise NotImplementedError
+
+
+def tube_logits(network: nn.Module, frames: Tensor) -> Tensor:
+    """Each frame of [B, T, 3, H, W] through the image network: logits [B, T, K, H, W] at the size of the frames."""
+    logits = upsample(network(frames.flatten(0, 1)), frames.shape[-2:])
+    return logits.unflatten(0, frames.shape[:2])
+
+
+def tube_labels(batch: Batch) -> Tensor:
+    """The labels of a batch that must have them."""
+    if batch.labels is None:
+        raise ValueError("labels: wanted a labelled batch, got one without labels")
+    return batch.labels

@@ -1,0 +1,23 @@
+"""The kernels. Each file holds, in this order: the equation, the plain-torch reference, the checks, the call."""
+
+from .aggregate import aggregate, aggregate_reference
+from .consensus import consensus, consensus_reference
+from .correlation import correlation, correlation_reference
+from .thresholds import ClassThresholds, class_thresholds, class_thresholds_reference
+from .warp import warp, warp_occlusion, warp_occlusion_reference, warp_reference
+
+__all__ = [
+    "ClassThresholds",
+    "aggregate",
+    "aggregate_reference",
+    "class_thresholds",
+    "class_thresholds_reference",
+    "consensus",
+    "consensus_reference",
+    "correlation",
+    "correlation_reference",
+    "warp",
+    "warp_occlusion",
+    "warp_occlusion_reference",
+    "warp_reference",
+]

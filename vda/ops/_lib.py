@@ -1,0 +1,225 @@
+"""Everything between a tensor and a raw pointer; the only file that touches pointers.
+
+Loads the compiled kernels (`vda/_C`), checks arguments at the door, and launches: device guard, current stream,
+number of threads. Tensors used on another stream than the current one need `record_stream`, as everywhere in torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
+from typing import Any, ParamSpec, TypeVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+HALF = (torch.float16, torch.bfloat16)
+FLOAT = (torch.float32, *HALF)
+FLOAT_AND_DOUBLE = (*FLOAT, torch.float64)
+
+_library = torch.library.Library("vda", "DEF")
+_shim: ModuleType | None = None  # see routed_to
+
+
+# ---- the compiled module ----
+
+
+@functools.cache
+def load() -> tuple[ModuleType | None, str]:
+    """The compiled module and "", or None and one sentence: why it is missing and what to do."""
+    try:
+        module = importlib.import_module("vda._C")
+    except ModuleNotFoundError as error:
+        if error.name != "vda._C":
+            raise
+        return None, "vda._C is not built for this Python: run `pip install -e .` in the repository"
+    except ImportError as error:
+        return None, f"vda._C does not load ({error}): rebuild it with `pip install -e .` on this machine"
+    return module, ""
+
+
+def why_off(device_type: str) -> str:
+    """Why the kernels do not serve tensors on this kind of device, in one sentence; "" when they do."""
+    if _shim is not None:
+        return ""
+    module, reason = load()
+    if module is None:
+        return reason
+    if device_type == "cpu" or (device_type == "cuda" and module.cuda):
+        return ""
+    if device_type == "cuda":
+        return "vda._C was built without CUDA: install nvcc and run `VDA_CUDA=on pip install -e .`"
+    return f"there are no kernels for device {device_type}"
+
+
+def use_reference(x: Tensor) -> bool:
+    """Whether the plain-torch reference has to serve x; says once why."""
+    reason = why_off(x.device.type)
+    if reason:
+        _warn_once(f"{reason}; until then the plain-torch references serve (slower, same results)")
+    return bool(reason)
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+@contextlib.contextmanager
+def routed_to(shim: ModuleType) -> Iterator[None]:
+    """Test hook: CPU tensors run the CUDA launchers of `shim`, which executes device code on the CPU."""
+    global _shim
+    before, _shim = _shim, shim
+    try:
+        yield
+    finally:
+        _shim = before
+
+
+def on_cuda(x: Tensor) -> bool:
+    """Whether a kernel called on x takes the CUDA path (scatter by atomics, for one)."""
+    return x.is_cuda or _shim is not None
+
+
+# ---- checks at the door ----
+
+
+def check(x: object, name: str, dtypes: Sequence[torch.dtype], shape: Sequence[int | str]) -> None:
+    """Raise unless x is a tensor of one of these types and this shape.
+
+    shape: one entry per dimension, a size or a letter that allows any size, e.g. (B, 2, "H", "W").
+
+    Raises:
+        TypeError: not a tensor, or another element type. ValueError: another shape. Both name the argument, what
+            was wanted and what was found.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: wanted a tensor or DLPack array, got {type(x).__name__}")
+    if x.dtype not in dtypes:
+        wanted = ", ".join(str(dtype)[6:] for dtype in dtypes)
+        raise TypeError(f"{name}: wanted element type {wanted}, got {str(x.dtype)[6:]}")
+    fits = len(shape) == x.dim() and all(
+        isinstance(want, str) or want == got for want, got in zip(shape, x.shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join(str(size) for size in shape)
+        raise ValueError(f"{name}: wanted shape [{wanted}], got {list(x.shape)}")
+
+
+def check_option(value: object, name: str, options: Sequence[str]) -> None:
+    """Raise ValueError unless value is one of the options."""
+    if value not in options:
+        raise ValueError(f"{name}: wanted {' or '.join(map(repr, options))}, got {value!r}")
+
+
+def check_devices(**tensors: Tensor | None) -> None:
+    """Raise ValueError unless all tensors (None is skipped) are on the device of the first."""
+    first, *others = ((name, x.device) for name, x in tensors.items() if x is not None)
+    for name, device in others:
+        if device != first[1]:
+            raise ValueError(f"{name}: wanted device {first[1]} (of {first[0]}), got {device}")
+
+
+# ---- launching ----
+
+
+def dtype_name(x: Tensor) -> str:
+    """Element type as the binding spells it, e.g. float32."""
+    return str(x.dtype)[6:]
+
+
+def call(function: str, *tensors: Tensor | None, **sizes: Any) -> None:
+    """Run `vda._C.<function>` on the device and current stream of the first tensor.
+
+    None becomes a null pointer. Nothing is checked and nothing is made contiguous here: pass strides, or tensors
+    that are known to be contiguous. The call returns when the work is queued (CUDA) or done (CPU).
+    """
+    pointers = [0 if x is None else x.data_ptr() for x in tensors]
+    first = tensors[0]
+    assert first is not None
+    if _shim is not None:
+        getattr(_shim, function)("cuda", *pointers, threads=1, stream=0, **sizes)
+        return
+    kernel = getattr(load()[0], function)
+    if first.is_cuda:
+        with torch.cuda.device(first.device):
+            stream = torch.cuda.current_stream(first.device).cuda_stream
+            kernel("cuda", *pointers, threads=1, stream=stream, **sizes)
+    else:
+        kernel("cpu", *pointers, threads=torch.get_num_threads(), stream=0, **sizes)
+
+
+def define(
+    schema: str,
+    kernel: Callable[..., Any],
+    fake: Callable[..., Any],
+    backward: Callable[..., Any] | None = None,
+    setup_context: Callable[..., None] | None = None,
+) -> None:
+    """Register `torch.ops.vda.<name>`: one kernel for CPU and CUDA, its fake (shapes only), its gradient."""
+    name = schema.split("(", 1)[0]
+    _library.define(schema)
+    _library.impl(name, kernel, "CPU")
+    _library.impl(name, kernel, "CUDA")
+    torch.library.register_fake(f"vda::{name}", fake, lib=_library)
+    if backward is not None:
+        torch.library.register_autograd(
+            f"vda::{name}", backward, setup_context=setup_context, lib=_library
+        )
+
+
+# ---- arrays of other libraries ----
+
+
+def arrays(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function of tensors take any DLPack array without a copy and return the kind of its first argument."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        foreign = next((x for x in args if _is_foreign(x)), None)
+        if foreign is None:
+            return function(*args, **kwargs)
+        result = function(
+            *(_to_tensor(x) for x in args),
+            **{name: _to_tensor(x) for name, x in kwargs.items()},  # type: ignore[arg-type]
+        )
+        if isinstance(args[0], Tensor):
+            return result
+        if isinstance(result, tuple):
+            return cast(R, tuple(_to_kind(x, foreign) for x in result))
+        return cast(R, _to_kind(result, foreign))
+
+    return wrapped
+
+
+def _is_foreign(x: object) -> bool:
+    return not isinstance(x, Tensor) and hasattr(x, "__dlpack__")
+
+
+def _to_tensor(x: Any) -> Any:
+    if not _is_foreign(x):
+        return x
+    if isinstance(x, np.ndarray):
+        if min(x.strides, default=0) < 0:  # torch has no negative strides
+            x = x.copy()
+        with warnings.catch_warnings():  # read-only arrays are fine: ops never write to an argument
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.from_numpy(x)
+    return torch.from_dlpack(x)
+
+
+def _to_kind(x: Any, kind: object) -> Any:
+    if not isinstance(x, Tensor):
+        return x
+    if isinstance(kind, np.ndarray):
+        return x.detach().numpy()
+    return sys.modules[type(kind).__module__.partition(".")[0]].from_dlpack(x.detach())

@@ -1,0 +1,283 @@
+"""Pseudo labels: Algorithm 1 of the paper, with Eq. 10 (aggregation) and Eq. 11 (clip-adaptive thresholds).
+
+Memory holds the probabilities of at most three frames, and 3 bytes a pixel (label and 16-bit confidence) of one clip.
+Labels are written as uint8 PNG, 255 for "none", beside a manifest that names the model, the flow, and the thresholds
+of every finished clip; thresholds run from clip to clip, so a stopped run continues from the manifest and ends with
+the same files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from vda.checkpoint import atomic_write
+from vda.config import Occlusion, Pseudo
+from vda.data.clip import IGNORE, Clip, LabelMap, VideoDataset
+from vda.data.labels import read_label, write_label
+from vda.data.tubes import FlowSource
+from vda.errors import UsageError
+from vda.models import upsample
+from vda.ops import ClassThresholds, aggregate
+
+THETA_CAP = 0.999  # a threshold of 1 would never be passed again (IAST)
+
+
+@dataclass(frozen=True)
+class Confident:
+    """The predictions of one clip: label [N, H, W] uint8 (argmax) and confidence [N, H, W] float16 (max)."""
+
+    label: Tensor
+    confidence: Tensor
+
+
+@dataclass(frozen=True)
+class Generator:
+    """What turns frames into probabilities."""
+
+    network: nn.Module
+    flow: FlowSource
+    settings: Pseudo
+    occlusion: Occlusion
+    device: torch.device
+
+
+def probabilities(generator: Generator, clip: Clip) -> Iterator[Tensor]:
+    """Softmax maps [1, K, H, W] of the frames of a clip in turn, aggregated over the neighbours (Eq. 10) where asked."""
+    frames: dict[int, Tensor] = {}
+    probs: dict[int, Tensor] = {}
+    for i in range(len(clip)):
+        near = [j for j in (i - 1, i, i + 1) if 0 <= j < len(clip)] if generator.settings.aggregate else [i]
+        for j in near:
+            if j not in probs:
+                image = torch.from_numpy(clip.frame(j)).to(generator.device)
+                frames[j] = image.permute(2, 0, 1)[None].float() / 255
+                probs[j] = upsample(generator.network(frames[j]), frames[j].shape[-2:]).float().softmax(1)
+        neighbours = [j for j in near if j != i]
+        yield _aggregate(generator, clip, i, neighbours, frames, probs) if neighbours else probs[i]
+        frames.pop(i - 1, None)
+        probs.pop(i - 1, None)
+        if not generator.settings.aggregate:
+            frames.pop(i), probs.pop(i)
+
+
+def _aggregate(
+    generator: Generator,
+    clip: Clip,
+    i: int,
+    neighbours: list[int],
+    frames: dict[int, Tensor],
+    probs: dict[int, Tensor],
+) -> Tensor:
+    flows = np.stack([generator.flow(clip, i, j) for j in neighbours])  # F_{i -> j}, [J, 2, H, W]
+    return aggregate(
+        probs[i],
+        torch.stack([probs[j] for j in neighbours], 1),
+        torch.from_numpy(flows)[None].to(generator.device),
+        frames[i],
+        torch.stack([frames[j] for j in neighbours], 1),
+        alpha=generator.occlusion.alpha,
+        threshold=generator.occlusion.threshold,
+        squared=generator.occlusion.squared,
+    )
+
+
+def confident(generator: Generator, clip: Clip, weight: Tensor | None = None) -> Confident:
+    """Argmax and max over the classes of every frame of a clip; of probabilities times `weight` [K] where given."""
+    labels, confidences = [], []
+    for probs in probabilities(generator, clip):
+        confidence, label = (probs if weight is None else probs * weight[:, None, None]).max(1)
+        labels.append(label.to(torch.uint8))
+        confidences.append(confidence.half())
+    return Confident(torch.cat(labels), torch.cat(confidences))
+
+
+# --- policies: predictions of one clip and the thresholds so far -> thresholds of each frame [N, K], thresholds to go on with
+
+
+def clip_adaptive(clip: Confident, theta: Tensor, settings: Pseudo) -> tuple[Tensor, Tensor]:
+    """Eq. 11: all frames of the clip are one instance and share its thresholds."""
+    theta = _updated(clip.confidence, clip.label, theta, settings)
+    return theta.expand(len(clip.label), -1), theta
+
+
+def instance_adaptive(clip: Confident, theta: Tensor, settings: Pseudo) -> tuple[Tensor, Tensor]:
+    """Eq. 4 (IAST): every frame is an instance."""
+    thetas = []
+    for confidence, label in zip(clip.confidence, clip.label, strict=True):
+        theta = _updated(confidence, label, theta, settings)
+        thetas.append(theta)
+    return torch.stack(thetas), theta
+
+
+def class_balanced(clip: Confident, theta: Tensor, settings: Pseudo) -> tuple[Tensor, Tensor]:
+    """CBST: predictions come already divided by the thresholds of the whole set, so 1 is the bar for every class."""
+    return torch.ones(len(clip.label), len(theta)), theta
+
+
+POLICIES: dict[str, Callable[[Confident, Tensor, Pseudo], tuple[Tensor, Tensor]]] = {
+    "clip_adaptive": clip_adaptive,
+    "instance_adaptive": instance_adaptive,
+    "class_balanced": class_balanced,
+}
+
+
+def _updated(confidence: Tensor, label: Tensor, theta: Tensor, settings: Pseudo) -> Tensor:
+    thresholds = ClassThresholds(
+        len(theta),
+        alpha=settings.alpha,
+        beta=settings.beta,
+        gamma=settings.gamma,
+        rule=settings.rule,
+        device=confidence.device,
+    )
+    thresholds.update(confidence, label)
+    return thresholds.finish(theta)
+
+
+def portion_thresholds(generator: Generator, dataset: VideoDataset) -> Tensor:
+    """CBST's thresholds [K]: per class, the confidence that the portion alpha of its pixels in the whole set reaches.
+
+    A class without a pixel gets 1, which no probability exceeds.
+    """
+    K = dataset.num_classes
+    # beta = gamma = 0: no momentum, and the same portion for every class, so finish() is the plain order statistic.
+    thresholds = ClassThresholds(
+        K, alpha=generator.settings.alpha, beta=0.0, gamma=0.0, rule="paper", device=generator.device
+    )
+    for clip in tqdm(dataset.clips, desc="class-balanced thresholds", unit="clip"):
+        predictions = confident(generator, clip)
+        thresholds.update(predictions.confidence, predictions.label)
+    theta = thresholds.finish(torch.ones(K, device=generator.device))
+    return torch.where(thresholds.counts.to(theta.device) > 0, theta, 1.0)
+
+
+# --- files
+
+
+@dataclass
+class PseudoLabels:
+    """Written pseudo labels of a data set, as a label source for `Tubes`."""
+
+    folder: Path
+    manifest: list[dict[str, Any]]
+
+    def __call__(self, clip: Clip, i: int) -> LabelMap:
+        return read_label(self.path(clip, i))
+
+    def path(self, clip: Clip, i: int) -> Path:
+        return self.folder / clip.name / f"{clip.frame_names[i]}.png"
+
+    @property
+    def coverage(self) -> float:
+        """Labelled share of all pixels."""
+        clips = self.manifest[1:]
+        return sum(sum(c["coverage"]) * c["frames"] for c in clips) / max(1, sum(c["frames"] for c in clips))
+
+
+def generate(
+    generator: Generator, dataset: VideoDataset, folder: Path, *, model: str, flow_name: str, seed: int
+) -> PseudoLabels:
+    """Writes the pseudo labels of every frame of `dataset` under `folder` and returns them.
+
+    model: hash of the weights, for the manifest. Clips are taken in an order shuffled by `seed`, since thresholds
+    depend on it. Clips that the manifest already has are not done again.
+
+    Raises UsageError where `folder` holds the labels of another model, flow, data set or setting.
+    """
+    head = {
+        "format": 1,
+        "model": model,
+        "flow": flow_name,
+        "dataset": dataset.name,
+        "size": list(dataset.size),
+        "classes": list(dataset.classes),
+        "seed": seed,
+        "settings": asdict(generator.settings),
+        "occlusion": asdict(generator.occlusion),
+    }
+    manifest = _open_manifest(folder, head)
+    order = np.random.default_rng(seed).permutation(len(dataset.clips))
+    theta = torch.full((dataset.num_classes,), generator.settings.theta_init, dtype=torch.float64)
+    if len(manifest) > 1:
+        theta = torch.tensor(manifest[-1]["theta"], dtype=torch.float64)
+    theta = theta.to(generator.device)
+
+    generator.network.eval()
+    with torch.inference_mode():
+        balanced = generator.settings.policy == "class_balanced" and len(manifest) <= len(order)
+        weight = None
+        if balanced:
+            theta = theta if len(manifest) > 1 else portion_thresholds(generator, dataset).double()
+            weight = (1 / theta).float()
+        todo = order[len(manifest) - 1 :]
+        for c in tqdm(todo, desc="pseudo labels", unit="clip", initial=len(order) - len(todo), total=len(order)):
+            clip = dataset.clips[c]
+            predictions = confident(generator, clip, weight)
+            thetas, theta = POLICIES[generator.settings.policy](predictions, theta, generator.settings)
+            kept = keep(predictions, thetas, strict=generator.settings.rule == "paper").cpu().numpy()
+            for i, label in enumerate(kept):
+                write_label(folder / clip.name / f"{clip.frame_names[i]}.png", label)
+            manifest.append(
+                {
+                    "clip": clip.name,
+                    "frames": len(clip),
+                    "theta": theta.tolist(),
+                    "coverage": _coverage(kept, dataset.num_classes),
+                }
+            )
+            _write_manifest(folder, manifest)
+    return PseudoLabels(folder, manifest)
+
+
+def keep(predictions: Confident, thetas: Tensor, *, strict: bool) -> Tensor:
+    """Labels [N, H, W] where the confidence passes the threshold [N, K] of the label's class, 255 elsewhere."""
+    N = len(predictions.label)
+    index = predictions.label.flatten(1).long()
+    bar = thetas.to(index.device).float().gather(1, index).view_as(predictions.confidence) if N else thetas
+    confidence = predictions.confidence.float()
+    passed = confidence > bar if strict else confidence >= bar
+    return torch.where(passed, predictions.label, torch.full_like(predictions.label, IGNORE))
+
+
+def _coverage(labels: NDArray[np.uint8], K: int) -> list[float]:
+    """Share of all pixels labelled with each class."""
+    return [float(n) / max(1, labels.size) for n in np.bincount(labels.ravel(), minlength=256)[:K]]
+
+
+def _open_manifest(folder: Path, head: dict[str, Any]) -> list[dict[str, Any]]:
+    path = folder / "manifest.jsonl"
+    if not path.exists():
+        _write_manifest(folder, [head])
+        return [head]
+    try:
+        manifest = [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: wanted a manifest of pseudo labels, found: {error}") from None
+    for key, value in head.items():
+        if not manifest or manifest[0].get(key) != value:
+            found = manifest[0].get(key) if manifest else "nothing"
+            raise UsageError(f"{path}: these pseudo labels are of another {key}: wanted {value}, found {found}")
+    return manifest
+
+
+def _write_manifest(folder: Path, manifest: list[dict[str, Any]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(folder / "manifest.jsonl", "".join(json.dumps(entry) + "\n" for entry in manifest).encode())
+
+
+def open_labels(folder: Path) -> PseudoLabels:
+    """The pseudo labels that `generate` finished in `folder`."""
+    path = folder / "manifest.jsonl"
+    if not path.exists():
+        raise UsageError(f"{path}: wanted pseudo labels, found none; run the phase `pseudo` first")
+    return PseudoLabels(folder, [json.loads(line) for line in path.read_text().splitlines()])
