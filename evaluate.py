@@ -1,7 +1,7 @@
 """Score a trained network: mIoU and VPQ^s on labelled video.
 
-    python evaluate.py runs/embedded-1/vst --data embedded/camera-val
-    python evaluate.py runs/camvid-1/vat runs/camvid-1/vst --data camvid/dusk-val --root /data/camvid
+python evaluate.py runs/embedded-1/vst --data embedded/camera-val
+python evaluate.py runs/camvid-1/vat runs/camvid-1/vst --data camvid/dusk-val --root /data/camvid
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 from torch import nn
-from tqdm import tqdm
 
 from vda.checkpoint import Checkpoint, atomic_write, latest, load_checkpoint, load_weights
 from vda.cli import choose_device, run_command
@@ -24,6 +23,7 @@ from vda.data import VideoDataset, open_dataset
 from vda.errors import UsageError
 from vda.metrics import Scorer
 from vda.models import build_network, upsample
+from vda.progress import progress
 from vda.report import score_table
 
 Scores = dict[str, Any]
@@ -37,10 +37,10 @@ def score(network: nn.Module, dataset: VideoDataset, device: torch.device, *, na
     """
     network.eval()
     scorer = Scorer(dataset.classes)
-    progress = tqdm(total=dataset.num_frames, desc=name, unit="frame")
+    bar = progress(total=dataset.num_frames, desc=name, unit="frame")
     for clip in dataset.clips:
         for i in range(len(clip)):
-            progress.update()
+            bar.update()
             label = clip.label(i)
             if label is None:
                 continue
@@ -48,7 +48,7 @@ def score(network: nn.Module, dataset: VideoDataset, device: torch.device, *, na
             prediction = upsample(network(image), label.shape).argmax(1)[0]  # type: ignore[arg-type]
             scorer.add_frame(prediction.to("cpu", torch.uint8).numpy(), label)
         scorer.end_clip()
-    progress.close()
+    bar.close()
     scores = scorer.scores()
     if not scores["frames"]:
         raise UsageError(f"data set {dataset.name}: wanted labelled frames to score, found none")
@@ -59,7 +59,7 @@ def network_of(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
     """The network that a checkpoint holds, built from the settings that it carries."""
     network = build_network(**checkpoint.meta["network"])
     load_weights(network, checkpoint)
-    return network.to(device).eval()
+    return network.to(device, memory_format=torch.channels_last).eval()
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -23,12 +23,16 @@ DEFAULT = (80, 86, 89, 90, 100, 120)  # Ampere, Ada, Hopper, Blackwell; PTX of t
 
 def find_nvcc() -> Path | None:
     """nvcc from CUDACXX, CUDA_HOME, PATH, the usual place, or the PyPI package nvidia-cuda-nvcc."""
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-    candidates = [os.environ.get("CUDACXX"), *(f"{home}/bin/nvcc" for home in homes if home)]
-    candidates.insert(-1, shutil.which("nvcc"))
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     # Inside pip's build isolation sys.path hides the environment's packages, sysconfig still knows where they are.
-    packages = Path(sysconfig.get_path("purelib"))
-    candidates += [str(path) for path in sorted(packages.glob("nvidia/cu*/bin/nvcc"), reverse=True)]
+    packages = Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/bin/nvcc")
+    candidates = [
+        os.environ.get("CUDACXX"),
+        f"{home}/bin/nvcc" if home else None,
+        shutil.which("nvcc"),
+        None if home else "/usr/local/cuda/bin/nvcc",
+        *map(str, sorted(packages, reverse=True)),
+    ]
     return next((Path(c).resolve() for c in candidates if c and os.access(c, os.X_OK)), None)
 
 
@@ -68,9 +72,9 @@ class CMakeBuild(build_ext):
         import pybind11
 
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
+        nvcc, archs = cuda_architectures()
         build = Path(self.build_temp).resolve() / "cmake"
         build.mkdir(parents=True, exist_ok=True)
-        nvcc, archs = cuda_architectures()
         configure = [
             "cmake", "-S", ROOT / "csrc", "-B", build, "-G", "Ninja", "--fresh",
             f"-DPython_EXECUTABLE={sys.executable}",

@@ -1,9 +1,9 @@
 """Adapt a video segmentation network from labelled source video to unlabelled target video.
 
-    python train.py                                   the whole path on the embedded world
-    python train.py RECIPE --help                     a recipe's settings, each with its default
-    python train.py RECIPE [--SETTING VALUE ...]      a recipe with changes
-    python train.py FILE.yaml [--SETTING VALUE ...]   settings from a file (each run folder holds one)
+python train.py                                   the whole path on the embedded world
+python train.py RECIPE --help                     a recipe's settings, each with its default
+python train.py RECIPE [--SETTING VALUE ...]      a recipe with changes
+python train.py FILE.yaml [--SETTING VALUE ...]   settings from a file (each run folder holds one)
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import torch
 import tyro
 import yaml
 from torch import nn
-from tqdm import tqdm
 
 from evaluate import network_of, open_checkpoint, score, write_scores
 from vda import config as settings
@@ -40,6 +39,7 @@ from vda.methods import METHODS, Method
 from vda.metrics import ConfusionMatrix
 from vda.models import build_network
 from vda.panels import prediction_panels, pseudo_panels
+from vda.progress import progress
 from vda.recipes import RECIPES
 from vda.report import score_table, write_report
 
@@ -78,7 +78,7 @@ class Run:
             batch_norm=net.batch_norm,
             weights=net.weights,
             variant=net.variant,
-        ).to(self.device)
+        ).to(self.device, memory_format=torch.channels_last)
 
     def tubes(
         self,
@@ -164,7 +164,9 @@ PHASES: dict[Phase, Callable[[Run], None]] = {
 # --- the training loop
 
 
-def fit(run: Run, phase: Phase, method: Method, optimiser: Optimiser, source: Tubes | None, target: Tubes | None) -> None:
+def fit(
+    run: Run, phase: Phase, method: Method, optimiser: Optimiser, source: Tubes | None, target: Tubes | None
+) -> None:
     """Trains `method` for `optimiser.iterations` steps, from the newest checkpoint of the phase where there is one."""
     folder = run.folder / phase
     method.to(run.device).train()
@@ -180,7 +182,7 @@ def fit(run: Run, phase: Phase, method: Method, optimiser: Optimiser, source: Tu
         options = {"batch": optimiser.batch, "start": start, "stop": optimiser.iterations}
         return loader(tubes, **options, workers=run.config.data.workers)
 
-    progress = tqdm(
+    steps = progress(
         zip(range(start, optimiser.iterations), batches(source), batches(target), strict=False),
         desc=phase,
         unit="step",
@@ -188,12 +190,12 @@ def fit(run: Run, phase: Phase, method: Method, optimiser: Optimiser, source: Tu
         total=optimiser.iterations,
     )
     with StopSignal() as stop, (run.folder / "log.jsonl").open("a") as log:
-        for iteration, source_batch, target_batch in progress:
+        for iteration, source_batch, target_batch in steps:
             began = time.perf_counter()
             set_learning_rates(optimisers, optimiser, iteration)
             pair = (b and b.to(run.device) for b in (source_batch, target_batch))
             losses = step(method, optimisers, *pair)
-            progress.set_postfix({name: f"{value:.3f}" for name, value in losses.items()})
+            steps.set_postfix({name: f"{value:.3f}" for name, value in losses.items()}, refresh=False)
             seconds = round(time.perf_counter() - began, 4)
             log.write(json.dumps({"phase": phase, "iteration": iteration, **losses, "seconds": seconds}) + "\n")
             done = iteration + 1
@@ -203,9 +205,7 @@ def fit(run: Run, phase: Phase, method: Method, optimiser: Optimiser, source: Tu
                 raise Stopped(f"stopped after step {done} of {phase}; {how_to_resume(run)}")
 
 
-def step(
-    method: Method, optimisers: dict[str, torch.optim.Optimizer], source: Any, target: Any
-) -> dict[str, float]:
+def step(method: Method, optimisers: dict[str, torch.optim.Optimizer], source: Any, target: Any) -> dict[str, float]:
     """One update from one batch of each domain; the value of each loss."""
     for opt in optimisers.values():
         opt.zero_grad(set_to_none=True)
@@ -241,9 +241,7 @@ def build_optimisers(method: Method, optimiser: Optimiser, config: Config) -> di
     return optimisers
 
 
-def set_learning_rates(
-    optimisers: dict[str, torch.optim.Optimizer], optimiser: Optimiser, iteration: int
-) -> None:
+def set_learning_rates(optimisers: dict[str, torch.optim.Optimizer], optimiser: Optimiser, iteration: int) -> None:
     for opt in optimisers.values():
         for group in opt.param_groups:
             group["lr"] = group["initial_lr"] * optimiser.factor(iteration)
@@ -252,9 +250,7 @@ def set_learning_rates(
 # --- checkpoints
 
 
-def save(
-    run: Run, phase: Phase, method: Method, optimisers: dict[str, torch.optim.Optimizer], iteration: int
-) -> None:
+def save(run: Run, phase: Phase, method: Method, optimisers: dict[str, torch.optim.Optimizer], iteration: int) -> None:
     meta = {
         "phase": phase,
         "iteration": iteration,
@@ -407,7 +403,12 @@ def scored(run: Run, phase: Phase) -> dict[str, Any]:
         return scores
     network = network_of(checkpoint, run.device)
     scores = score(network, run.validation, run.device, name=f"score {phase}")
-    scores |= {"model": checkpoint.digest, "checkpoint": checkpoint.path.name, "rule": "last", "seed": run.config.seed}
+    scores |= {
+        "model": checkpoint.digest,
+        "checkpoint": checkpoint.path.name,
+        "rule": "last",
+        "seed": run.config.seed,
+    }
     write_scores(path, scores)
     return scores
 

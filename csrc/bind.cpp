@@ -240,59 +240,42 @@ PYBIND11_MODULE(_C, m) {
             p.radius = radius;
             p.stride = stride;
             p.dtype = dtype_of(dtype);
-            return correlation_workspace(p, backward, threads);
+            return backward ? correlation_backward_workspace(p, threads) : correlation_workspace(p);
         },
         py::kw_only(), py::arg("channels"), py::arg("height"), py::arg("width"), py::arg("radius"),
         py::arg("stride"), py::arg("dtype"), py::arg("backward"), py::arg("threads"));
+    // Forward writes out; backward reads grad_out and writes grad_f1 and grad_f2 where they are not null.
     m.def(
         "correlation",
-        [](const std::string& device, Address f1, Address f2, Address out, Address workspace, Strides f1_stride,
-           Strides f2_stride, int64_t batch, int channels, int height, int width, int radius, int stride,
-           const std::string& dtype, int threads, Address stream) {
-            CorrelationParams p{};
-            p.f1 = view(f1, f1_stride);
-            p.f2 = view(f2, f2_stride);
-            p.out = pointer(out);
-            p.workspace = pointer(workspace);
-            p.batch = batch;
-            p.channels = channels;
-            p.height = height;
-            p.width = width;
-            p.radius = radius;
-            p.stride = stride;
-            p.dtype = dtype_of(dtype);
-            run(device, correlation_cpu, VDA_CUDA(correlation_cuda), p, threads, stream);
+        [](const std::string& device, Address f1, Address f2, Address out, Address grad_out, Address grad_f1,
+           Address grad_f2, Address workspace, Strides f1_stride, Strides f2_stride, Strides grad_out_stride,
+           int64_t batch, int channels, int height, int width, int radius, int stride, const std::string& dtype,
+           bool backward, int threads, Address stream) {
+            const CorrelationParams p{view(f1, f1_stride),
+                                      view(f2, f2_stride),
+                                      view(grad_out, grad_out_stride),
+                                      pointer(out),
+                                      pointer(grad_f1),
+                                      pointer(grad_f2),
+                                      pointer(workspace),
+                                      batch,
+                                      channels,
+                                      height,
+                                      width,
+                                      radius,
+                                      stride,
+                                      dtype_of(dtype)};
+            if (backward) {
+                run(device, correlation_backward_cpu, VDA_CUDA(correlation_backward_cuda), p, threads, stream);
+            } else {
+                run(device, correlation_cpu, VDA_CUDA(correlation_cuda), p, threads, stream);
+            }
         },
-        py::arg("device"), py::arg("f1"), py::arg("f2"), py::arg("out"), py::arg("workspace"), py::kw_only(),
-        py::arg("f1_stride"), py::arg("f2_stride"), py::arg("batch"), py::arg("channels"), py::arg("height"),
-        py::arg("width"), py::arg("radius"), py::arg("stride"), py::arg("dtype"), py::arg("threads"),
+        py::arg("device"), py::arg("f1"), py::arg("f2"), py::arg("out"), py::arg("grad_out"), py::arg("grad_f1"),
+        py::arg("grad_f2"), py::arg("workspace"), py::kw_only(), py::arg("f1_stride"), py::arg("f2_stride"),
+        py::arg("grad_out_stride"), py::arg("batch"), py::arg("channels"), py::arg("height"), py::arg("width"),
+        py::arg("radius"), py::arg("stride"), py::arg("dtype"), py::arg("backward"), py::arg("threads"),
         py::arg("stream"), NoGil());
-    m.def(
-        "correlation_backward",
-        [](const std::string& device, Address grad_out, Address f1, Address f2, Address grad_f1, Address grad_f2,
-           Address workspace, Strides grad_out_stride, Strides f1_stride, Strides f2_stride, int64_t batch,
-           int channels, int height, int width, int radius, int stride, const std::string& dtype, int threads,
-           Address stream) {
-            CorrelationParams p{};
-            p.f1 = view(f1, f1_stride);
-            p.f2 = view(f2, f2_stride);
-            p.grad_out = view(grad_out, grad_out_stride);
-            p.grad_f1 = pointer(grad_f1);
-            p.grad_f2 = pointer(grad_f2);
-            p.workspace = pointer(workspace);
-            p.batch = batch;
-            p.channels = channels;
-            p.height = height;
-            p.width = width;
-            p.radius = radius;
-            p.stride = stride;
-            p.dtype = dtype_of(dtype);
-            run(device, correlation_backward_cpu, VDA_CUDA(correlation_backward_cuda), p, threads, stream);
-        },
-        py::arg("device"), py::arg("grad_out"), py::arg("f1"), py::arg("f2"), py::arg("grad_f1"),
-        py::arg("grad_f2"), py::arg("workspace"), py::kw_only(), py::arg("grad_out_stride"), py::arg("f1_stride"),
-        py::arg("f2_stride"), py::arg("batch"), py::arg("channels"), py::arg("height"), py::arg("width"),
-        py::arg("radius"), py::arg("stride"), py::arg("dtype"), py::arg("threads"), py::arg("stream"), NoGil());
 
     // ---- aggregate ----
     m.def(

@@ -1,47 +1,28 @@
-// Correlation on the CPU: two register-blocked matrix-product-like tiles, one for the forward pass, one for
-// the two gradients. Each is written once on GCC vectors of `Bytes` bytes and compiled for three instruction
-// sets.
+// Correlation on the CPU, forward: a register tile like that of a matrix product. Its operands are packed
+// first, which is also where strides and 16-bit types end.
 #include "correlation.h"
 
 #include <algorithm>
 
 #include "parallel.h"
+#include "simd.h"
 
 namespace vda {
 namespace {
 
-#if defined(__GNUC__)
-#define VDA_INLINE inline __attribute__((always_inline))
-#else
-#define VDA_INLINE inline
-#endif
+constexpr int kRows = 4;     // rows of f1 (of one parity) that share a load of f2
+constexpr int kColumns = 3;  // displacements along x that share a load of f1
+constexpr int kBand = 24;    // displacements along x whose sums are held at once
+constexpr int kChunk = 64;   // channels between two visits of those sums; keeps both operands in L1
+constexpr int64_t kWorkPerThread = 1 << 20;  // multiply-adds
 
-// A vector of `Bytes` bytes and the same vector at any element's address.
-template <typename A, int Bytes>
-struct Lanes {
-    typedef A vector __attribute__((vector_size(Bytes)));
-    typedef A unaligned __attribute__((vector_size(Bytes), aligned(sizeof(A)), may_alias));
-    static constexpr int count = Bytes / sizeof(A);
-};
-
-constexpr int kAlign = 16;   // packed rows are multiples of this: the most lanes of any instruction set
-constexpr int kRows = 4;     // forward: rows of f1 (of one parity) that share a load of f2
-constexpr int kColumns = 3;  // forward: displacements along x that share a load of f1
-constexpr int kBand = 24;    // forward: displacements along x whose sums are held at once
-constexpr int kChunk = 64;   // forward: channels between two visits of those sums; keeps both operands in L1
-constexpr int kPixels = 6;   // backward: pixels (of one parity) that share a load of features
-constexpr int kVectors = 2;  // backward: vectors of channels that share a broadcast of the gradient
-
-int round_up(int n, int multiple) { return ceil_div(n, multiple) * multiple; }
-
-// ---------------------------------------------------------------------------------------------------------------
-// Forward. Packed operands of one sample: f1 as [H][W / lanes][C][lanes], f2 as [H][C][pad + W + pad], zero
+// Packed operands of one sample: f1 as [H][W / lanes][C][lanes], f2 as [H][C][pad + W + pad], zero
 // padded.
 
 struct Packed {
     int64_t f1_width, f2_width, f1_row, f2_row, margin;
     explicit Packed(const CorrelationParams& p)
-        : f1_width(round_up(p.width, kAlign)),
+        : f1_width(ceil_div(p.width, kMaxLanes) * kMaxLanes),
           f2_width(f1_width + 2 * int64_t(p.radius) * p.stride),
           f1_row(f1_width * p.channels),
           f2_row(f2_width * p.channels),
@@ -172,233 +153,52 @@ VDA_INLINE void forward_groups(const CorrelationParams& p, int64_t b, const Acc<
     }
 }
 
-// ---------------------------------------------------------------------------------------------------------------
-// Backward. One gradient at a pixel is a sum over displacements of (an element of grad_out) times (the other
-// frame's features at the displaced pixel). For kPixels pixels one step apart the displaced pixels overlap: a
-// banded matrix product weights[q][pixel] x features[q][channel], where q runs over the union of displaced
-// pixels along x.
-
-struct Band {
-    int count;         // D + kPixels - 1 positions q
-    int64_t channels;  // C rounded up
-    explicit Band(const CorrelationParams& p)
-        : count(displacements(p) + kPixels - 1), channels(round_up(p.channels, kAlign * kVectors)) {}
-    int64_t features(const CorrelationParams& p) const { return int64_t(p.height) * p.width * channels; }
-    int64_t weights(const CorrelationParams& p) const {
-        return ceil_div(int64_t(displacements(p)) * count * kPixels, int64_t(kAlign)) * kAlign;
-    }
-};
-
-// Features of one sample as [H][W][C rounded up], zero in the surplus.
 template <typename T>
-void pack_features(const CorrelationParams& p, const View& view, int64_t b, Acc<T>* to, int64_t y_begin,
-                   int64_t y_end) {
-    const int64_t channels = Band(p).channels;
-    const T* from = static_cast<const T*>(view.data) + b * view.stride[0];
-    for (int64_t y = y_begin; y < y_end; ++y) {
-        Acc<T>* row = to + y * p.width * channels;
-        std::fill_n(row, p.width * channels, Acc<T>(0));
-        for (int c = 0; c < p.channels; ++c) {
-            const T* source = from + c * view.stride[1] + y * view.stride[2];
-            for (int x = 0; x < p.width; ++x) row[x * channels + c] = load(source + x * view.stride[3]);
-        }
-    }
+void groups_baseline(const CorrelationParams& p, int64_t b, const Acc<T>* f1, const Acc<T>* f2, int64_t begin,
+                     int64_t end) {
+    forward_groups<T, 16>(p, b, f1, f2, begin, end);
 }
-
-// One kPixels-wide piece of one gradient: pixels (y, x0 + i * stride). Second is false for grad_f1 (gather
-// from f2 at y + dy, weights at the pixel itself) and true for grad_f2 (gather from f1 at y - dy, weights
-// there).
-struct Piece {
-    int64_t b;
-    int y, x0;
-    bool second;
-};
-
-VDA_INLINE int64_t displaced_row(const CorrelationParams& p, const Piece& piece, int j) {
-    return piece.y + int64_t(piece.second ? -j : j) * p.stride;
-}
-
 template <typename T>
-VDA_INLINE void pack_weights(const CorrelationParams& p, const Piece& piece, Acc<T>* weights) {
-    const int d = displacements(p), band = Band(p).count;
-    const T* grad = static_cast<const T*>(p.grad_out.data) + piece.b * p.grad_out.stride[0];
-    for (int j = -p.radius; j <= p.radius; ++j) {
-        const int64_t row = displaced_row(p, piece, j);
-        if (row < 0 || row >= p.height) continue;
-        const T* plane = grad + int64_t(j + p.radius) * d * p.grad_out.stride[1] +
-                         (piece.second ? row : piece.y) * p.grad_out.stride[2];
-        Acc<T>* to = weights + int64_t(j + p.radius) * band * kPixels;
-        for (int q = 0; q < band; ++q) {
-            const int64_t position = piece.x0 + int64_t(q - p.radius) * p.stride;
-            for (int i = 0; i < kPixels; ++i) {
-                const int64_t pixel = piece.x0 + int64_t(i) * p.stride;
-                const int k = piece.second ? i - q + d - 1 : q - i;
-                const bool valid = k >= 0 && k < d && pixel < p.width && position >= 0 && position < p.width;
-                to[q * kPixels + i] = valid ? load(plane + k * p.grad_out.stride[1] +
-                                                   (piece.second ? position : pixel) * p.grad_out.stride[3])
-                                            : Acc<T>(0);
-            }
-        }
-    }
+VDA_AVX2 void groups_avx2(const CorrelationParams& p, int64_t b, const Acc<T>* f1, const Acc<T>* f2,
+                          int64_t begin, int64_t end) {
+    forward_groups<T, 32>(p, b, f1, f2, begin, end);
 }
-
-// kVectors vectors of channels of kPixels pixels: kPixels * kVectors accumulators stay in registers.
-template <typename A, int Bytes>
-VDA_INLINE void backward_tile(const CorrelationParams& p, const Piece& piece, const A* weights,
-                              const A* features, A* result) {
-    using V = typename Lanes<A, Bytes>::vector;
-    using U = typename Lanes<A, Bytes>::unaligned;
-    constexpr int lanes = Lanes<A, Bytes>::count;
-    const Band band(p);
-    V sum[kPixels][kVectors] = {};
-    for (int j = -p.radius; j <= p.radius; ++j) {
-        const int64_t row = displaced_row(p, piece, j);
-        if (row < 0 || row >= p.height) continue;
-        const A* w = weights + int64_t(j + p.radius) * band.count * kPixels;
-        for (int q = 0; q < band.count; ++q) {
-            const int64_t position = piece.x0 + int64_t(q - p.radius) * p.stride;
-            if (position < 0 || position >= p.width) continue;
-            const A* from = features + (row * p.width + position) * band.channels;
-            V f[kVectors];
-            for (int v = 0; v < kVectors; ++v) f[v] = *(const U*)(from + v * lanes);
-            for (int i = 0; i < kPixels; ++i) {
-                const A weight = w[q * kPixels + i];
-                for (int v = 0; v < kVectors; ++v) sum[i][v] += weight * f[v];
-            }
-        }
-    }
-    for (int i = 0; i < kPixels; ++i) {
-        for (int v = 0; v < kVectors; ++v) *(U*)(result + (i * kVectors + v) * lanes) = sum[i][v];
-    }
-}
-
-template <typename T, int Bytes>
-VDA_INLINE void backward_piece(const CorrelationParams& p, const Piece& piece, const Acc<T>* features,
-                               Acc<T>* weights) {
-    using A = Acc<T>;
-    constexpr int lanes = Lanes<A, Bytes>::count;
-    const int64_t plane = int64_t(p.height) * p.width;
-    T* grad = static_cast<T*>(piece.second ? p.grad_f2 : p.grad_f1) + piece.b * p.channels * plane;
-    const A scale = A(1) / A(p.channels);
-    pack_weights<T>(p, piece, weights);
-    alignas(64) A result[kPixels * kVectors * lanes];
-    for (int c0 = 0; c0 < p.channels; c0 += kVectors * lanes) {
-        backward_tile<A, Bytes>(p, piece, weights, features + c0, result);
-        const int count = std::min(kVectors * lanes, p.channels - c0);
-        for (int i = 0; i < kPixels; ++i) {
-            const int64_t x = piece.x0 + int64_t(i) * p.stride;
-            if (x >= p.width) break;
-            T* to = grad + c0 * plane + int64_t(piece.y) * p.width + x;
-            for (int c = 0; c < count; ++c) store(to + c * plane, result[i * kVectors * lanes + c] * scale);
-        }
-    }
-}
-
-template <typename T, int Bytes>
-VDA_INLINE void backward_rows(const CorrelationParams& p, int64_t b, bool second, const Acc<T>* features,
-                              Acc<T>* weights, int64_t begin, int64_t end) {
-    const int parities = std::min(p.stride, p.width);
-    for (int64_t y = begin; y < end; ++y) {
-        for (int64_t group = 0; group < p.width; group += int64_t(kPixels) * p.stride) {
-            for (int parity = 0; parity < parities && group + parity < p.width; ++parity) {
-                backward_piece<T, Bytes>(p, {b, int(y), int(group) + parity, second}, features, weights);
-            }
-        }
-    }
-}
-
-// ---------------------------------------------------------------------------------------------------------------
-// Instruction sets. The bodies above are always inlined, hence compiled for the set of the function they end
-// up in.
-
 template <typename T>
-struct Kernels {
-    void (*forward)(const CorrelationParams&, int64_t, const Acc<T>*, const Acc<T>*, int64_t, int64_t);
-    void (*backward)(const CorrelationParams&, int64_t, bool, const Acc<T>*, Acc<T>*, int64_t, int64_t);
-    int bytes;
-};
-
-#define VDA_KERNELS(name, target, bytes)                                                                    \
-    template <typename T>                                                                                   \
-    target void forward_##name(const CorrelationParams& p, int64_t b, const Acc<T>* f1, const Acc<T>* f2,   \
-                               int64_t begin, int64_t end) {                                                \
-        forward_groups<T, bytes>(p, b, f1, f2, begin, end);                                                 \
-    }                                                                                                       \
-    template <typename T>                                                                                   \
-    target void backward_##name(const CorrelationParams& p, int64_t b, bool second, const Acc<T>* features, \
-                                Acc<T>* weights, int64_t begin, int64_t end) {                              \
-        backward_rows<T, bytes>(p, b, second, features, weights, begin, end);                               \
-    }
-
-VDA_KERNELS(baseline, , 16)
-#if defined(__x86_64__) && defined(__GNUC__)
-VDA_KERNELS(avx2, __attribute__((target("avx2,fma"))), 32)
-VDA_KERNELS(avx512, __attribute__((target("avx512f,fma"))), 64)
-#endif
-
-template <typename T>
-Kernels<T> kernels() {
-#if defined(__x86_64__) && defined(__GNUC__)
-    if (__builtin_cpu_supports("avx512f")) return {forward_avx512<T>, backward_avx512<T>, 64};
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-        return {forward_avx2<T>, backward_avx2<T>, 32};
-    }
-#endif
-    return {forward_baseline<T>, backward_baseline<T>, 16};
+VDA_AVX512 void groups_avx512(const CorrelationParams& p, int64_t b, const Acc<T>* f1, const Acc<T>* f2,
+                              int64_t begin, int64_t end) {
+    forward_groups<T, 64>(p, b, f1, f2, begin, end);
 }
 
 template <typename T>
 int forward(const CorrelationParams& p, int threads) {
     using A = Acc<T>;
     const Packed size(p);
-    const Kernels<T> kernel = kernels<T>();
+    const int bytes = vector_bytes();
+    const auto kernel = bytes == 64 ? groups_avx512<T> : (bytes == 32 ? groups_avx2<T> : groups_baseline<T>);
     A* f1 = static_cast<A*>(p.workspace);
     A* f2 = f1 + p.height * size.f1_row;
-    const int parities = std::min(p.stride, p.height);
-    const int64_t groups = int64_t(parities) * ceil_div(ceil_div(p.height, p.stride), kRows);
+    const int64_t groups =
+        int64_t(std::min(p.stride, p.height)) * ceil_div(ceil_div(p.height, p.stride), kRows);
+    const int64_t row_work = int64_t(p.width) * p.channels, d = displacements(p);
     for (int64_t b = 0; b < p.batch; ++b) {
-        parallel_for(p.height, 8, threads, [&](int64_t begin, int64_t end) {
-            pack_rows<T>(p, b, kernel.bytes / int(sizeof(A)), f1, f2, begin, end);
-        });
-        parallel_for(groups, 1, threads,
-                     [&](int64_t begin, int64_t end) { kernel.forward(p, b, f1, f2, begin, end); });
-    }
-    return kOk;
-}
-
-template <typename T>
-int backward(const CorrelationParams& p, int threads) {
-    using A = Acc<T>;
-    const Band band(p);
-    const Kernels<T> kernel = kernels<T>();
-    A* features = static_cast<A*>(p.workspace);
-    A* weights = features + band.features(p);
-    for (int64_t b = 0; b < p.batch; ++b) {
-        for (const bool second : {false, true}) {
-            if (!(second ? p.grad_f2 : p.grad_f1)) continue;
-            parallel_for(p.height, 8, threads, [&](int64_t begin, int64_t end) {
-                pack_features<T>(p, second ? p.f1 : p.f2, b, features, begin, end);
-            });
-            parallel_for(threads, 1, threads, [&](int64_t slot, int64_t slot_end) {
-                for (; slot < slot_end; ++slot) {  // a slot owns one block of the workspace
-                    kernel.backward(p, b, second, features, weights + slot * band.weights(p),
-                                    p.height * slot / threads, p.height * (slot + 1) / threads);
-                }
-            });
-        }
+        parallel_for(p.height, ceil_div(kWorkPerThread / 16, row_work), threads,
+                     [&](int64_t begin, int64_t end) {
+                         pack_rows<T>(p, b, bytes / int(sizeof(A)), f1, f2, begin, end);
+                     });
+        parallel_for(groups, ceil_div(kWorkPerThread, kRows * row_work * d * d), threads,
+                     [&](int64_t begin, int64_t end) { kernel(p, b, f1, f2, begin, end); });
     }
     return kOk;
 }
 
 }  // namespace
 
-int64_t correlation_workspace(const CorrelationParams& p, bool backward, int threads) {
-    const int64_t element = p.dtype == Dtype::f64 ? sizeof(double) : sizeof(float);
-    const Band band(p);
-    return element * (backward ? band.features(p) + threads * band.weights(p) : Packed(p).elements(p));
+int64_t correlation_workspace(const CorrelationParams& p) {
+    return Packed(p).elements(p) * (p.dtype == Dtype::f64 ? sizeof(double) : sizeof(float));
 }
 
 int correlation_cpu(const CorrelationParams& p, int threads) {
+    if (p.batch == 0 || p.height == 0 || p.width == 0) return kOk;
     switch (p.dtype) {
         case Dtype::f32:
             return forward<float>(p, threads);
@@ -408,20 +208,6 @@ int correlation_cpu(const CorrelationParams& p, int threads) {
             return forward<half>(p, threads);
         case Dtype::bf16:
             return forward<bfloat16>(p, threads);
-    }
-    return kBadDtype;
-}
-
-int correlation_backward_cpu(const CorrelationParams& p, int threads) {
-    switch (p.dtype) {
-        case Dtype::f32:
-            return backward<float>(p, threads);
-        case Dtype::f64:
-            return backward<double>(p, threads);
-        case Dtype::f16:
-            return backward<half>(p, threads);
-        case Dtype::bf16:
-            return backward<bfloat16>(p, threads);
     }
     return kBadDtype;
 }

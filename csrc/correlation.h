@@ -18,7 +18,7 @@ struct CorrelationParams {
     void* out;           // [B, D*D, H, W] dense; forward only
     void* grad_f1;       // [B, C, H, W] dense; backward only, null when not wanted
     void* grad_f2;       // [B, C, H, W] dense; backward only, null when not wanted
-    void* workspace;     // CPU only: correlation_workspace() bytes, 64-byte aligned
+    void* workspace;     // CPU only: the bytes that the functions below ask for
     int64_t batch;       // B
     int channels;        // C
     int height, width;   // H, W
@@ -29,10 +29,9 @@ struct CorrelationParams {
 // Number of displacement steps along one axis, D.
 VDA_HD int displacements(const CorrelationParams& p) { return 2 * p.radius + 1; }
 
-VDA_HD bool in_range(int position, int size) { return position >= 0 && position < size; }
-
 // Bytes of workspace that the CPU kernels need.
-int64_t correlation_workspace(const CorrelationParams& p, bool backward, int threads);
+int64_t correlation_workspace(const CorrelationParams& p);
+int64_t correlation_backward_workspace(const CorrelationParams& p, int threads);
 
 int correlation_cpu(const CorrelationParams& p, int threads);
 int correlation_backward_cpu(const CorrelationParams& p, int threads);

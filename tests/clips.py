@@ -36,7 +36,12 @@ class ArrayClip:
 
 
 def scrolling_clip(
-    name: str = "scroll", length: int = 5, size: tuple[int, int] = (24, 40), classes: int = 3, shift: int = 2, seed: int = 0
+    name: str = "scroll",
+    length: int = 5,
+    size: tuple[int, int] = (24, 40),
+    classes: int = 3,
+    shift: int = 2,
+    seed: int = 0,
 ) -> ArrayClip:
     """Vertical stripes that move left by `shift` pixels a frame: F_{i -> i+1} = (-shift, 0)."""
     rng = np.random.default_rng(seed)

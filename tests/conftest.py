@@ -4,7 +4,7 @@ A kernel test takes the fixture `backend` and runs once per backend:
     cpu       the CPU kernels of vda._C
     shim      the CUDA kernels (csrc/*.cu) compiled by the host compiler, on CPU tensors
     shuffled  the same with the threads of every block in a random order
-    cuda      the CUDA kernels on a GPU; skipped where there is none
+    cuda      the CUDA kernels on a GPU, where there is one
 """
 
 from __future__ import annotations
@@ -44,17 +44,22 @@ def shim_module() -> ModuleType:
     return build.load(build.build())
 
 
-@pytest.fixture(
-    params=["cpu", "shim", "shuffled", pytest.param("cuda", marks=pytest.mark.gpu)],
-)
+BACKENDS = ["cpu", "shim", "shuffled"]
+if torch.cuda.is_available():
+    BACKENDS.append(pytest.param("cuda", marks=pytest.mark.gpu))  # type: ignore[arg-type]
+
+
+def pytest_report_header() -> str:
+    return f"kernels: cpu, CUDA on the CPU, {'CUDA' if torch.cuda.is_available() else 'no GPU here'}"
+
+
+@pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     name = request.param
     if name == "cpu":
         assert not _lib.why_off("cpu"), _lib.why_off("cpu")
         yield Backend(name, "cpu")
     elif name == "cuda":
-        if not torch.cuda.is_available():
-            pytest.skip("no GPU")
         assert not _lib.why_off("cuda"), _lib.why_off("cuda")
         yield Backend(name, "cuda")
     else:

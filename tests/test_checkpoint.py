@@ -154,12 +154,8 @@ def test_bad_arguments_are_refused(tmp_path):
 # --- damage
 
 
-@pytest.mark.parametrize(
-    "file", ["network.safetensors", "state.pt", "manifest.json", "discriminators.safetensors"]
-)
-@pytest.mark.parametrize(
-    "damage", ["truncated", "empty", "missing", "flipped first", "flipped last", "longer"]
-)
+@pytest.mark.parametrize("file", ["network.safetensors", "state.pt", "manifest.json", "discriminators.safetensors"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "missing", "flipped first", "flipped last", "longer"])
 def test_damage_is_refused_and_the_previous_checkpoint_used(tmp_path, file, damage):
     older, newer = save(tmp_path, step=1), save(tmp_path, step=2, seed=1)
     victim = newer / file
@@ -170,9 +166,7 @@ def test_damage_is_refused_and_the_previous_checkpoint_used(tmp_path, file, dama
         flip_bit(victim, 0 if damage == "flipped first" else size - 2)
     else:
         content = victim.read_bytes()
-        victim.write_bytes(
-            {"truncated": content[: size // 2], "empty": b"", "longer": content + b"x"}[damage]
-        )
+        victim.write_bytes({"truncated": content[: size // 2], "empty": b"", "longer": content + b"x"}[damage])
     with pytest.raises(UsageError, match="step-000002") as info:
         load_checkpoint(newer)
     assert "\n" not in str(info.value)
@@ -311,9 +305,7 @@ def test_wrong_number_of_classes_is_told_in_one_sentence(tmp_path):
 def test_weights_of_another_network_are_refused(tmp_path):
     path = save(tmp_path)
     other = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6))
-    with pytest.raises(
-        UsageError, match=r"0\.weight is \[5, 3, 3, 3\] instead of \[6, 3, 3, 3\]; 2 tensors too many"
-    ):
+    with pytest.raises(UsageError, match=r"0\.weight is \[5, 3, 3, 3\] instead of \[6, 3, 3, 3\]; 2 tensors too many"):
         load_weights(other, path)
     bigger = nn.Sequential(*network(), nn.Linear(2, 2))
     before = {key: value.clone() for key, value in bigger.state_dict().items()}
@@ -323,9 +315,7 @@ def test_weights_of_another_network_are_refused(tmp_path):
     with pytest.raises(UsageError, match="wanted the module teacher, found discriminators, network"):
         load_weights(network(), path, module="teacher")
     (path / "network.safetensors").write_bytes((path / "network.safetensors").read_bytes()[:-3])
-    with pytest.raises(
-        UsageError, match=r"network\.safetensors: the file is damaged, wanted \d+ bytes, found \d+"
-    ):
+    with pytest.raises(UsageError, match=r"network\.safetensors: the file is damaged, wanted \d+ bytes, found \d+"):
         load_weights(network(), path)
 
 
@@ -360,9 +350,7 @@ def save_for_ever(folder, pipe):
     for step in range(1, 100_000):
         net = nn.Linear(16, 16)
         nn.init.constant_(net.weight, step)
-        save_checkpoint(
-            folder, step=step, modules={"network": net}, state={"step": step}, meta={"iteration": step}
-        )
+        save_checkpoint(folder, step=step, modules={"network": net}, state={"step": step}, meta={"iteration": step})
         prune(folder, 2)
         os.write(pipe, f"{step}\n".encode())
 

@@ -71,8 +71,7 @@ def camvid_pair():
 
 def chairs_pair(n):
     images = [
-        cv2.cvtColor(cv2.imread(str(shared_data("flow", f"chairs{n}_img{i}.png"))), cv2.COLOR_BGR2RGB)
-        for i in (0, 1)
+        cv2.cvtColor(cv2.imread(str(shared_data("flow", f"chairs{n}_img{i}.png"))), cv2.COLOR_BGR2RGB) for i in (0, 1)
     ]
     raw = shared_data("flow", f"chairs{n}_flow.flo").read_bytes()
     width, height = np.frombuffer(raw, np.int32, 2, offset=4)
@@ -197,9 +196,7 @@ def test_names_and_lookup():
     assert provider("dis").name == "dis-medium"
     assert provider("exact").name == "exact"
     assert len({make().name for make in PROVIDERS.values()}) == len(PROVIDERS)
-    with pytest.raises(
-        UsageError, match=r"--flow: wanted one of exact, dis, got 'exac'; did you mean exact\?"
-    ):
+    with pytest.raises(UsageError, match=r"--flow: wanted one of exact, dis, got 'exac'; did you mean exact\?"):
         provider("exac")
     with pytest.raises(UsageError, match="preset: wanted one of ultrafast, fast, medium, got 'slow'"):
         DISFlow("slow")
@@ -207,9 +204,7 @@ def test_names_and_lookup():
 
 def test_missing_ground_truth_is_told_in_one_sentence():
     frame = textured(8, 8)
-    with pytest.raises(
-        UsageError, match="clip drive has no ground-truth flow from frame 000001 to 000000"
-    ) as info:
+    with pytest.raises(UsageError, match="clip drive has no ground-truth flow from frame 000001 to 000000") as info:
         ExactFlow()(FakeClip([frame, frame], {(0, 1): np.zeros((2, 8, 8), np.float32)}, "drive"), 1, 0)
     assert "\n" not in str(info.value)
 

@@ -148,9 +148,7 @@ def test_tube_loss_equals_one_hot_computation(shape) -> None:
     logits, labels = draw(shape)
     probs = logits.softmax(1)
     expected = one_hot_dice(probs, labels)
-    torch.testing.assert_close(
-        tube_loss(probs, labels).double(), expected.sum(1).mean(), rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(tube_loss(probs, labels).double(), expected.sum(1).mean(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(
         tube_loss(probs, labels, reduction="mean").double(), expected.mean(), rtol=1e-5, atol=1e-5
     )
@@ -207,9 +205,7 @@ def test_adversarial_losses_by_hand() -> None:
     assert generator_loss(target).item() == pytest.approx(math.log(4))  # -log(1 - 3/4)
     assert discriminator_loss(source, target).item() == pytest.approx(0.5 * (math.log(2) + math.log(4 / 3)))
     assert generator_loss(target, "least_squares").item() == pytest.approx(math.log(3) ** 2)
-    assert discriminator_loss(source, target, "least_squares").item() == pytest.approx(
-        0.5 * (math.log(3) - 1) ** 2
-    )
+    assert discriminator_loss(source, target, "least_squares").item() == pytest.approx(0.5 * (math.log(3) - 1) ** 2)
     with pytest.raises(ValueError, match="gan: wanted vanilla or least_squares, got 'hinge'"):
         generator_loss(target, "hinge")  # type: ignore[arg-type]
 
@@ -283,9 +279,7 @@ def test_regularisers_equal_their_formulas(ignored) -> None:
     mask = (labels == IGNORE).unsqueeze(1).expand_as(log_p)
     sharpen = -(log_p.exp() * log_p)[mask].mean() if mask.any() else 0.0
     smooth = -log_p[~mask].mean() / 5 if not mask.all() else 0.0
-    assert iast_regulariser(logits, labels).item() == pytest.approx(
-        float(3 * sharpen + 0.1 * smooth), rel=1e-5
-    )
+    assert iast_regulariser(logits, labels).item() == pytest.approx(float(3 * sharpen + 0.1 * smooth), rel=1e-5)
     assert mrkld(logits, labels).item() == pytest.approx(float(5 * smooth), rel=1e-5)
 
 

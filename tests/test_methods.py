@@ -36,9 +36,12 @@ def methods() -> Iterator[pytest.param]:
             for tube in ("tube", "frame", "none"):
                 for discriminator in ("sequence", "image", "none"):
                     settings = config.VAT(tube=tube, discriminator=discriminator)  # type: ignore[arg-type]
-                    yield pytest.param(lambda s=settings: METHODS["vat"](network(), s, K, T), id=f"vat-{tube}-{discriminator}")
+                    yield pytest.param(
+                        lambda s=settings: METHODS["vat"](network(), s, K, T),
+                        id=f"vat-{tube}-{discriminator}",
+                    )
             lsgan = config.VAT(gan="least_squares")
-            yield pytest.param(lambda: METHODS["vat"](network(), lsgan, K, T), id="vat-least_squares")
+            yield pytest.param(lambda s=lsgan: METHODS["vat"](network(), s, K, T), id="vat-least_squares")
         elif name == "vst":
             for mode in ("strict", "lenient", "fill_in", "none"):
                 settings = config.VST(refine=mode, source_weight=0.5 if mode == "none" else 0.0)  # type: ignore[arg-type]

@@ -53,9 +53,7 @@ def naive_vpq(clips, K, k):
 
 def naive_iou(preds, labels, K):
     result = []
-    pairs = [
-        (p, g) for p, g in zip(np.ravel(preds).tolist(), np.ravel(labels).tolist(), strict=True) if g != VOID
-    ]
+    pairs = [(p, g) for p, g in zip(np.ravel(preds).tolist(), np.ravel(labels).tolist(), strict=True) if g != VOID]
     for c in range(K):
         union = sum(p == c or g == c for p, g in pairs)
         result.append(sum(p == c and g == c for p, g in pairs) / union if union else None)
@@ -111,9 +109,7 @@ def test_vpq_equals_official_evaluator(name, kind):
 def test_vpq_worked_example():
     # One row of six pixels, four frames. k = 1, class 1: IoU 3/3, 3/4, 1/3 (no match: FP and FN), 3/3.
     label = np.array([[0, 0, 0, 1, 1, 1]] * 4, np.uint8)[:, None]
-    pred = np.array(
-        [[0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1], [0, 0, 0, 1, 1, 1]], np.uint8
-    )[:, None]
+    pred = np.array([[0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1], [0, 0, 0, 1, 1, 1]], np.uint8)[:, None]
     vpq = measured([(pred, label)], 2)
     zero = [(1 + 2 / 3 + 3 / 5 + 1) / 4, (5 / 6 + 5 / 8 + 6 / 8) / 3, 8 / 11, 11 / 14]
     one = [2.75 / 4, (6 / 7 + 4 / 7 + 4 / 6) / 3, 7 / 10, 10 / 13]

@@ -43,7 +43,11 @@ def clips() -> VideoDataset:
 
 def generator(**settings: object) -> pseudo.Generator:
     return pseudo.Generator(
-        ColourNet(), lambda clip, i, j: clip.exact_flow(i, j), Pseudo(**settings), Occlusion(), CPU  # type: ignore[arg-type]
+        ColourNet(),
+        lambda clip, i, j: clip.exact_flow(i, j),
+        Pseudo(**settings),
+        Occlusion(),
+        CPU,  # type: ignore[arg-type]
     )
 
 
@@ -102,7 +106,10 @@ def test_algorithm_1(aggregate: bool, tmp_path: Path) -> None:
 
 
 def test_policies_share_thresholds_over_different_units(tmp_path: Path) -> None:
-    by_clip, by_frame = run(tmp_path / "c", gamma=1.0), run(tmp_path / "i", policy="instance_adaptive", gamma=1.0)
+    by_clip, by_frame = (
+        run(tmp_path / "c", gamma=1.0),
+        run(tmp_path / "i", policy="instance_adaptive", gamma=1.0),
+    )
     assert by_clip.manifest[-1]["theta"] != by_frame.manifest[-1]["theta"]
     single = dataset(*(replace(c, frames=c.frames[:1], labels=None) for c in clips().clips))
     thetas = []
@@ -146,7 +153,9 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("policy", list(pseudo.POLICIES))
-def test_interrupted_run_ends_with_identical_files(policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_run_ends_with_identical_files(
+    policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(tmp_path / "whole", policy=policy)
     written = []
     original = pseudo.write_label
@@ -171,7 +180,9 @@ def test_interrupted_run_ends_with_identical_files(policy: str, tmp_path: Path, 
 
 def test_foreign_manifest_is_refused(tmp_path: Path) -> None:
     run(tmp_path)
-    with pytest.raises(UsageError, match=r"manifest\.jsonl: these pseudo labels are of another model: wanted n, found m"):
+    with pytest.raises(
+        UsageError, match=r"manifest\.jsonl: these pseudo labels are of another model: wanted n, found m"
+    ):
         pseudo.generate(generator(), clips(), tmp_path, model="n", flow_name="exact", seed=4)
     with pytest.raises(UsageError, match=r"another settings"):
         run(tmp_path, alpha=0.5)

@@ -19,9 +19,7 @@ STRAIGHT = Drive(turn=0, sway=0, traffic=False)
 STILL = Drive(speed=0, sway=0, traffic=False)
 
 
-def clip(
-    seed: int = 3, size: tuple[int, int] = (64, 128), length: int = 6, **options: object
-) -> SyntheticClip:
+def clip(seed: int = 3, size: tuple[int, int] = (64, 128), length: int = 6, **options: object) -> SyntheticClip:
     return SyntheticClip(seed, size=size, length=length, **options)  # type: ignore[arg-type]
 
 
@@ -37,22 +35,22 @@ def nearest(values: np.ndarray, flow: np.ndarray) -> np.ndarray:
 
 
 def test_depth_of_the_road_by_hand() -> None:
-    # f = 0.7 * 200 = 140, horizon at 0.46 * 100 = 46: row 96 looks 50 / 140 down, so 1.5 m are met at 4.2 m
+    # f = 0.85 * 200 = 170, horizon at 0.46 * 100 = 46: row 96 looks 50 / 170 down, so 1.5 m are met at 5.1 m
     straight = clip(size=(101, 200), drive=STRAIGHT)
     for i in range(len(straight)):
         depth, label = straight.depth(i), straight.label(i)
         assert label[96, 99] == ROAD
-        assert depth[96, 99] == pytest.approx(4.2, rel=1e-5)
+        assert depth[96, 99] == pytest.approx(5.1, rel=1e-5)
         rows, cols = np.nonzero((label == ROAD) | (label == SIDEWALK) | (label == TERRAIN))
-        np.testing.assert_allclose(depth[rows, cols], 1.5 * 140 / (rows - 46), rtol=1e-4)
+        np.testing.assert_allclose(depth[rows, cols], 1.5 * 170 / (rows - 46), rtol=1e-4)
 
 
 def test_forward_motion_expands_from_the_vanishing_point() -> None:
     straight = clip(size=(101, 200), drive=STRAIGHT)
     flow, depth = straight.exact_flow(1, 2), straight.depth(1)
     # (depth - dz) / depth = 50 / (50 + v) at 50 rows below the horizon
-    dz = 4.2 * (1 - 50 / (50 + flow[1, 96, 99]))
-    assert 0.8 * 0.45 <= dz <= 1.2 * 0.45
+    dz = 5.1 * (1 - 50 / (50 + flow[1, 96, 99]))
+    assert 0.8 * 0.4 <= dz <= 1.2 * 0.4
     v, u = np.indices(depth.shape)
     seen = np.isfinite(depth) & (depth > dz + 0.5)
     scale = (dz / (depth - dz))[seen]
@@ -113,9 +111,7 @@ def scalar_cast(film: SyntheticClip, i: int, row: int, col: int) -> tuple[float,
     """Depth and class by testing one ray against everything, one thing after the other, in float64."""
     street, camera = film._street, film._street.camera(i, film.size)
     across, up = (col - camera.cx) / camera.f, (camera.cy - row) / camera.f
-    ray = np.array(
-        [across * np.cos(camera.yaw) + np.sin(camera.yaw), np.cos(camera.yaw) - across * np.sin(camera.yaw)]
-    )
+    ray = np.array([across * np.cos(camera.yaw) + np.sin(camera.yaw), np.cos(camera.yaw) - across * np.sin(camera.yaw)])
     best = (1.5 / -up, -1) if up < 0 else (np.inf, -2)
     prims = street.visible(i)
     for k, (x, z, heading) in enumerate(zip(*street.poses(prims, i), strict=True)):
@@ -145,7 +141,8 @@ def scalar_cast(film: SyntheticClip, i: int, row: int, col: int) -> tuple[float,
     return best[0], (int(prims["label"][best[1]]) if best[1] >= 0 else best[1])
 
 
-def test_against_a_scalar_ray_caster() -> None:
+def test_against_a_scalar_ray_caster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vda.data._raycast.SMALL", 1e-9)
     rng = np.random.default_rng(5)
     wrong = total = 0
     things = set()
@@ -242,10 +239,11 @@ def test_same_seed_same_bytes_in_any_order() -> None:
 
 def test_what_is_given_out_may_be_overwritten() -> None:
     film = clip()
-    for take in (film.frame, film.label, film.depth):
+    for take in (film.frame, film.label, film.depth, lambda i: film.exact_flow(i, 2)):
         before = take(1).copy()
         take(1)[:] = 0
         np.testing.assert_array_equal(take(1), before)
+        assert before.any()
 
 
 @pytest.mark.parametrize("split", list(world.SPLITS))
@@ -309,6 +307,7 @@ def test_frames_outside_the_clip(i: int) -> None:
         (lambda: clip(first_frame=-1), "first_frame"),
         (lambda: clip(cache=0), "cache"),
         (lambda: Look(jpeg=101), "look.jpeg"),
+        (lambda: Look(jpeg=70.5), "look.jpeg"),  # type: ignore[arg-type]
         (lambda: Look(gain=(1, 1, -1)), "look.gain"),
         (lambda: Look(palette=float("nan")), "look.palette"),
         (lambda: Drive(speed=9), "drive.speed"),
@@ -329,7 +328,7 @@ def test_the_look_changes_pictures_and_nothing_else() -> None:
     difference = np.abs(plain.frame(2).astype(int) - filmed.frame(2)).mean()
     assert difference > 20
     saturation = [np.ptp(c.frame(2).astype(int), axis=-1).mean() for c in (plain, filmed)]
-    assert saturation[0] > 2 * saturation[1]
+    assert saturation[0] > 1.6 * saturation[1]
 
 
 @pytest.mark.parametrize("field", [f.name for f in fields(Look) if f.name not in ("name", "haze_colour")])

@@ -58,14 +58,24 @@ def test_whole_path_leaves_checkpoints_scores_and_report(tiny: Path) -> None:
 
 
 def test_same_command_same_numbers(tiny: Path) -> None:
-    assert command("train.py", "tiny.yaml", "--out", "again", "--phases", "source_only", "vat", cwd=tiny).returncode == 0
+    assert (
+        command("train.py", "tiny.yaml", "--out", "again", "--phases", "source_only", "vat", cwd=tiny).returncode == 0
+    )
     for phase in ("source_only", "vat"):
         (a,), (b,) = ([*(tiny / r / phase).glob("*4/network.safetensors")] for r in ("whole", "again"))
         assert a.read_bytes() == b.read_bytes()
 
 
 def test_stopped_run_resumes_bit_for_bit(tiny: Path) -> None:
-    line = [sys.executable, str(ROOT / "train.py"), "tiny.yaml", "--out", "stopped", "--checkpoint-every", "1"]
+    line = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        "tiny.yaml",
+        "--out",
+        "stopped",
+        "--checkpoint-every",
+        "1",
+    ]
     process = subprocess.Popen(line, cwd=tiny, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     log, deadline = tiny / "stopped" / "log.jsonl", time.monotonic() + 120
     while not (tiny / "stopped" / "vat" / "step-000002").exists() and time.monotonic() < deadline:
@@ -116,7 +126,10 @@ def test_help_is_readable(script: str, tmp_path: Path) -> None:
         (["train.py", "embeded"], "embedded"),
         (["train.py", "missing.yaml"], "missing.yaml"),
         (["train.py", "embedded", "--device", "cuda"], "wanted cuda"),
-        (["train.py", "embedded", "--data.source", "embeded/simulator"], "perhaps you meant embedded/simulator"),
+        (
+            ["train.py", "embedded", "--data.source", "embeded/simulator"],
+            "perhaps you meant embedded/simulator",
+        ),
         (["train.py", "embedded", "--data.target", "embedded/camara"], "camara"),
         (["train.py", "camvid"], "camvid"),
         (["train.py", "camvid", "--data.source-root", "nowhere"], "nowhere"),

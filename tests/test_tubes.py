@@ -49,7 +49,10 @@ def test_stream_continues_where_it_stopped() -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_are_a_function_of_the_iteration(workers: int) -> None:
-    source = tubes(augment=Augment(flip=0.5, jitter=1.0, brightness=0.3, contrast=0.3), flow=lambda c, i, j: c.exact_flow(i, j))
+    source = tubes(
+        augment=Augment(flip=0.5, jitter=1.0, brightness=0.3, contrast=0.3),
+        flow=lambda c, i, j: c.exact_flow(i, j),
+    )
     whole = list(loader(source, batch=2, start=0, stop=5))
     late = list(loader(source, batch=2, start=3, stop=5, workers=workers))
     assert len(late) == 2

@@ -89,9 +89,7 @@ def test_flow_goes_from_target_to_source(backend: Backend) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize(("mode", "padding"), MODES)
-def test_equals_reference_on_hostile_flow(
-    backend: Backend, mode: str, padding: str, dtype: torch.dtype
-) -> None:
+def test_equals_reference_on_hostile_flow(backend: Backend, mode: str, padding: str, dtype: torch.dtype) -> None:
     image = torch.randn(3, 4, 9, 37).to(backend.device, dtype)
     flow_types = [torch.float32, torch.float16, torch.bfloat16]
     for flow_type in [torch.float64, torch.float32] if dtype == torch.float64 else flow_types:
@@ -131,9 +129,7 @@ def test_layouts_of_every_argument(backend: Backend) -> None:
         for some_flow in layouts(flow.to(backend.device)):
             torch.testing.assert_close(warp(some_image, some_flow).cpu(), wanted)
     one = flow[:1, :, :1, :1].to(backend.device).expand(2, 2, 5, 34)  # strides of zero
-    torch.testing.assert_close(
-        warp(image.to(backend.device), one).cpu(), warp_reference(image, one.cpu())
-    )
+    torch.testing.assert_close(warp(image.to(backend.device), one).cpu(), warp_reference(image, one.cpu()))
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4, 5), (2, 0, 4, 5), (2, 3, 0, 5), (2, 3, 4, 0)])
@@ -171,9 +167,7 @@ def test_gradcheck(backend: Backend, mode: str, padding: str, deterministic: boo
         image = torch.randn(2, 2, 3, 5, dtype=torch.float64, device=backend.device, requires_grad=True)
         whole = torch.randint(-3, 4, (2, 2, 3, 5), device=backend.device)
         flow = (whole + 0.1 + 0.3 * torch.rand(2, 2, 3, 5, device=backend.device)).double().requires_grad_()
-        fast = gradcheck(
-            lambda i, f: warp(i, f, mode=mode, padding=padding), (image, flow), fast_mode=False, atol=1e-6
-        )
+        fast = gradcheck(lambda i, f: warp(i, f, mode=mode, padding=padding), (image, flow), fast_mode=False, atol=1e-6)
         assert fast
     finally:
         torch.use_deterministic_algorithms(False)
@@ -204,9 +198,7 @@ def test_gradient_of_a_sum_has_zero_strides(backend: Backend) -> None:
     assert torch.equal(image.grad, torch.ones_like(image))
 
 
-def test_deterministic_scatter_does_not_depend_on_the_order(
-    backend: Backend, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_deterministic_scatter_does_not_depend_on_the_order(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """All pixels land on a few: float atomics in another order would round differently."""
     image = torch.randn(1, 2, 16, 40, device=backend.device, requires_grad=True)
     x, y = torch.arange(40.0).expand(16, 40), torch.arange(16.0)[:, None].expand(16, 40)
@@ -259,10 +251,10 @@ def test_occlusion_by_hand(backend: Backend) -> None:
 @pytest.mark.parametrize("squared", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_occlusion_equals_the_formula(backend: Backend, dtype: torch.dtype, squared: bool) -> None:
-    frame = torch.rand(2, 3, 9, 35).to(backend.device, dtype)
-    neighbour = (frame + 0.2 * torch.randn_like(frame)).to(dtype)
+    frame = (0.1 * torch.rand(2, 3, 9, 35)).to(backend.device, dtype)
+    neighbour = (frame + 0.05 * torch.randn_like(frame)).to(dtype)
     flow = hostile_flow(2, 9, 35, reach=0.5).to(backend.device)
-    alpha = 3.0
+    alpha = 30.0 if squared else 3.0  # both put the limit at a distance of about 0.11
     warped, visible = warp_occlusion(frame, neighbour, flow, alpha=alpha, squared=squared)
     wanted = warp_occlusion_reference(frame, neighbour, flow, alpha=alpha, squared=squared)
     torch.testing.assert_close(warped, wanted[0], atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
@@ -277,7 +269,7 @@ def test_occlusion_equals_the_formula(backend: Backend, dtype: torch.dtype, squa
     assert decided.float().mean() > 0.9
     assert torch.equal(visible[decided], (inside & (occlusion > 0.7))[decided])
     assert torch.equal(wanted[1][decided], visible[decided])
-    assert 0.02 < visible.float().mean() < 0.98
+    assert 0.1 < visible.float().mean() < 0.9
 
 
 def test_occlusion_limits(backend: Backend) -> None:
@@ -340,7 +332,7 @@ def test_traces_without_a_graph_break() -> None:
 def test_bad_arguments(change: dict, error: type[Exception], message: str) -> None:
     arguments = {"image": torch.zeros(1, 3, 4, 5), "flow": torch.zeros(1, 2, 4, 5)} | change
     with pytest.raises(error, match=message):
-        warp(arguments.pop("image"), arguments.pop("flow"), **arguments)
+        warp(**arguments)
 
 
 @pytest.mark.parametrize(

@@ -177,9 +177,7 @@ def _check_plain(value: Any, where: str) -> None:
         for index, item in enumerate(value):
             _check_plain(item, f"{where}[{index}]")
     elif kind not in (Tensor, nn.Parameter, *_LEAVES):
-        raise TypeError(
-            f"{where}: wanted a tensor or a plain Python value, got {kind.__module__}.{kind.__name__}"
-        )
+        raise TypeError(f"{where}: wanted a tensor or a plain Python value, got {kind.__module__}.{kind.__name__}")
 
 
 def _module_bytes(name: str, module: nn.Module) -> bytes:
@@ -226,9 +224,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             else:
                 modules[name.removesuffix(".safetensors")] = safetensors.torch.load(data)
         except Exception as error:  # whatever a foreign file makes the parsers raise
-            raise UsageError(
-                f"{path / name}: wanted a checkpoint file, cannot read it ({_line(error)})"
-            ) from error
+            raise UsageError(f"{path / name}: wanted a checkpoint file, cannot read it ({_line(error)})") from error
         if name != STATE:
             weights.update(f"{name} {entry['sha256']}\n".encode())
     return Checkpoint(path, manifest["step"], manifest["meta"], modules, state, weights.hexdigest())
@@ -240,26 +236,20 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         text = file.read_bytes()
     except OSError as error:
-        raise UsageError(
-            f"{path}: wanted a checkpoint folder with {MANIFEST}, found none ({error.strerror})"
-        ) from None
+        raise UsageError(f"{path}: wanted a checkpoint folder with {MANIFEST}, found none ({error.strerror})") from None
     try:
         content = json.loads(text)
         claimed = content.pop("sha256")
         intact = claimed == _content_hash(content)
     except (ValueError, KeyError, AttributeError, TypeError):
-        raise UsageError(
-            f"{file}: wanted a checkpoint manifest, the file is damaged or something else"
-        ) from None
+        raise UsageError(f"{file}: wanted a checkpoint manifest, the file is damaged or something else") from None
     if not intact:
         raise UsageError(f"{file}: the file is damaged, its content does not have the recorded hash")
     if content.get("format") != FORMAT:
         raise UsageError(f"{file}: wanted checkpoint format {FORMAT}, found {content.get('format')!r}")
     names = content["files"]
     if STATE not in names or not all(_FILE.fullmatch(name) for name in names):
-        raise UsageError(
-            f"{file}: wanted plain file names and {STATE}, found {', '.join(names) or 'nothing'}"
-        )
+        raise UsageError(f"{file}: wanted plain file names and {STATE}, found {', '.join(names) or 'nothing'}")
     return content
 
 
@@ -267,9 +257,7 @@ def _read_verified(file: Path, entry: Mapping[str, Any]) -> bytes:
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise UsageError(
-            f"{file}: wanted a file of the checkpoint, cannot read it ({error.strerror})"
-        ) from None
+        raise UsageError(f"{file}: wanted a file of the checkpoint, cannot read it ({error.strerror})") from None
     if len(data) != entry["size"]:
         raise UsageError(f"{file}: the file is damaged, wanted {entry['size']} bytes, found {len(data)}")
     if _sha256(data) != entry["sha256"]:
@@ -357,9 +345,7 @@ def _check_fit(checkpoint: Checkpoint, stored: Mapping[str, Tensor], wanted: Map
         # A classifier differs in its first dimension alone, and that is the number of classes.
         if classes and len(ours) == len(theirs) and ours[1:] == theirs[1:] and theirs[0] == classes:
             raise UsageError(f"{name} has {classes} classes, the network wants {ours[0]}")
-    problems = [
-        f"{key} is {list(stored[key].shape)} instead of {list(wanted[key].shape)}" for key in differing[:1]
-    ]
+    problems = [f"{key} is {list(stored[key].shape)} instead of {list(wanted[key].shape)}" for key in differing[:1]]
     for keys, what in (
         (wanted.keys() - stored.keys(), "missing"),
         (stored.keys() - wanted.keys(), "too many"),

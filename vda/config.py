@@ -59,8 +59,8 @@ class Network:
     """Channels of the stem; 64 is the published width, less is for small CPU runs."""
     weights: Path | None = None
     """ImageNet weights of the backbone (.safetensors, or torchvision's .pth); random where not given."""
-    variant: Literal["torchvision", "caffe"] | None = None
-    """Stride placement, channel order and normalisation of the weights; deduced from the file where not given."""
+    variant: Literal["auto", "torchvision", "caffe"] = "auto"
+    """Stride placement, channel order and normalisation of the weights; auto deduces it from the file."""
     batch_norm: Literal["train", "affine_frozen", "eval"] = "eval"
     """train: learn; affine_frozen: only running statistics move; eval: nothing moves. One policy for all methods."""
 
@@ -111,7 +111,7 @@ class VAT:
     discriminator: Literal["sequence", "image", "none"] = "sequence"
     """Sequence discriminator (Eq. 8), image discriminator (Eq. 1, Table 3 rows 2 and 4), or none."""
     gan: Literal["vanilla", "least_squares"] = "vanilla"
-    """Flavour of the adversarial loss. `lambda_adv` belongs to a flavour: 0.001 is for vanilla, 0.01 for least squares."""
+    """Flavour of the adversarial loss. `lambda_adv` belongs to it: 0.001 for vanilla is about 0.01 for least squares."""
     lambda_adv: float = 0.001
     """Weight of the adversarial loss, lambda_V of Eq. 9."""
     discriminator_lr: float = 1e-4

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 WIDTH, HEIGHT = 300, 120
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 6, 8, 18  # margins, pixels
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 6, 8, 18  # margins, pixels
 _BINS = 120
 _NOT_LOSSES = ("phase", "iteration", "seconds")
 
@@ -20,8 +20,8 @@ Curve = list[tuple[int, float]]  # (iteration, value), iterations rising
 def curves(log: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Curve]]:
     """Phase -> loss -> curve, from entries {"phase", "iteration", <loss>: value, ...}.
 
-    Where a resumed run logged an iteration again, its last value counts. Values that are no finite number are left
-    out of the curve.
+    Where a resumed run logged an iteration again, its last value counts. Values that are no finite number are
+    left out of the curve.
     """
     found: dict[str, dict[str, dict[int, float]]] = {}
     for entry in log:
@@ -29,13 +29,12 @@ def curves(log: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Curve]]:
         for name, value in entry.items():
             if name not in _NOT_LOSSES and isinstance(value, int | float) and math.isfinite(value):
                 phase.setdefault(name, {})[int(entry["iteration"])] = float(value)
-    return {
-        phase: {name: sorted(values.items()) for name, values in losses.items()} for phase, losses in found.items()
-    }
+    return {phase: {name: sorted(values.items()) for name, values in losses.items()} for phase, losses in found.items()}
 
 
 def curve_svg(name: str, curve: Curve) -> str:
-    """One curve with its range: a line through the means of up to 120 bins, a band from their least to greatest."""
+    """One curve with its range: a line through the means of up to 120 bins, a band from their least to
+    greatest."""
     steps = np.array([step for step, _ in curve], np.float64)
     values = np.array([value for _, value in curve], np.float64)
     groups = [group for group in np.array_split(np.arange(len(curve)), min(_BINS, len(curve))) if group.size]

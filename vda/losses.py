@@ -89,9 +89,7 @@ def tube_loss(
     return ((loss * present).sum(1) / present.sum(1).clamp(min=1)).mean()
 
 
-def frame_loss(
-    probs: Tensor, labels: Tensor, *, reduction: Reduction = "sum", ignore_index: int = IGNORE
-) -> Tensor:
+def frame_loss(probs: Tensor, labels: Tensor, *, reduction: Reduction = "sum", ignore_index: int = IGNORE) -> Tensor:
     """Tube matching degraded to single frames (Table 3, row 3): each frame a tube of its own, then the mean.
 
     Arguments as `tube_loss`; the mean over frames keeps the range, so the weight can stay.
@@ -99,9 +97,7 @@ def frame_loss(
     if probs.ndim != 5:
         raise ValueError(f"probs: wanted [N, K, T, H, W], got {list(probs.shape)}")
     frames = probs.transpose(1, 2).flatten(0, 1).unsqueeze(2)
-    return tube_loss(
-        frames, labels.flatten(0, 1).unsqueeze(1), reduction=reduction, ignore_index=ignore_index
-    )
+    return tube_loss(frames, labels.flatten(0, 1).unsqueeze(1), reduction=reduction, ignore_index=ignore_index)
 
 
 def _gan(scores: Tensor, answer: float, gan: Gan) -> Tensor:

@@ -37,9 +37,7 @@ def joint_histogram(pred: LabelArray, label: LabelArray, num_classes: int, ignor
     """
     _check_classes(num_classes, ignore)
     if isinstance(pred, torch.Tensor) != isinstance(label, torch.Tensor):
-        raise TypeError(
-            f"pred and label: wanted two arrays or two tensors, got {type(pred)} and {type(label)}"
-        )
+        raise TypeError(f"pred and label: wanted two arrays or two tensors, got {type(pred)} and {type(label)}")
     if tuple(pred.shape) != tuple(label.shape):
         raise ValueError(f"label: wanted the shape of pred, {tuple(pred.shape)}, got {tuple(label.shape)}")
     if isinstance(pred, torch.Tensor) and isinstance(label, torch.Tensor):
@@ -73,9 +71,7 @@ def _check_classes(num_classes: int, ignore: int) -> None:
     if not 1 <= num_classes <= 255:
         raise ValueError(f"num_classes: wanted 1 .. 255, got {num_classes}")
     if not num_classes <= ignore <= 255:
-        raise ValueError(
-            f"ignore: wanted a value from {num_classes} (the number of classes) to 255, got {ignore}"
-        )
+        raise ValueError(f"ignore: wanted a value from {num_classes} (the number of classes) to 255, got {ignore}")
 
 
 def _array_bytes(array: Any, name: str) -> NDArray[np.uint8]:
@@ -193,9 +189,7 @@ class VideoPanopticQuality:
         K = self.num_classes
         # [4, K]: true G, predicted P, both I, predicted on void V
         self._recent.append(
-            np.stack(
-                [counts[:K].sum(axis=1), counts[:, :K].sum(axis=0), np.diagonal(counts)[:K], counts[K, :K]]
-            )
+            np.stack([counts[:K].sum(axis=1), counts[:, :K].sum(axis=0), np.diagonal(counts)[:K], counts[K, :K]])
         )
         newest_first = np.cumsum(np.stack(list(self._recent)[::-1]), axis=0)
         for row, length in enumerate(self.windows):
@@ -276,9 +270,7 @@ class Scorer:
         """pred, label: [H, W], one size for the whole data set; errors as in `joint_histogram`."""
         size = (int(label.shape[0]), int(label.shape[1])) if label.ndim == 2 else None
         if size is None or self.size not in (None, size):
-            raise ValueError(
-                f"label: wanted [H, W] of the first frame's size {self.size}, got {tuple(label.shape)}"
-            )
+            raise ValueError(f"label: wanted [H, W] of the first frame's size {self.size}, got {tuple(label.shape)}")
         counts = joint_histogram(pred, label, len(self.classes), self.confusion.ignore)
         self.confusion.counts += counts
         self.vpq.add_counts(counts)
@@ -294,9 +286,7 @@ class Scorer:
 
     def __add__(self, other: Scorer) -> Scorer:
         if self.classes != other.classes or (self.size and other.size and self.size != other.size):
-            raise ValueError(
-                f"wanted scores of {self.classes} at {self.size}, got {other.classes} at {other.size}"
-            )
+            raise ValueError(f"wanted scores of {self.classes} at {self.size}, got {other.classes} at {other.size}")
         total = Scorer(self.classes, self.confusion.ignore)
         total.confusion, total.vpq = self.confusion + other.confusion, self.vpq + other.vpq
         total.frames, total.clips = self.frames + other.frames, self.clips + other.clips
@@ -326,9 +316,7 @@ def _check_mergeable(a: Any, b: Any) -> None:
     if type(a) is not type(b):
         raise TypeError(f"wanted another {type(a).__name__}, got {type(b).__name__}")
     if (a.num_classes, a.ignore) != (b.num_classes, b.ignore):
-        raise ValueError(
-            f"wanted {a.num_classes} classes (ignore {a.ignore}), got {b.num_classes} ({b.ignore})"
-        )
+        raise ValueError(f"wanted {a.num_classes} classes (ignore {a.ignore}), got {b.num_classes} ({b.ignore})")
 
 
 def _ratio(numerator: Any, denominator: Any) -> NDArray[np.float64]:

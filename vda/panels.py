@@ -49,7 +49,12 @@ def prediction_panels(
 
 @torch.inference_mode()
 def pseudo_panels(
-    dataset: VideoDataset, labels: LabelSource, flow: FlowSource, refinement: str, occlusion: Occlusion, count: int = 6
+    dataset: VideoDataset,
+    labels: LabelSource,
+    flow: FlowSource,
+    refinement: str,
+    occlusion: Occlusion,
+    count: int = 6,
 ) -> list[Panel]:
     """Frame, pseudo label before and after refinement against the next frame, flow and visibility."""
     panels = []

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from vda.checkpoint import atomic_write
 from vda.config import Occlusion, Pseudo
@@ -28,6 +27,7 @@ from vda.data.tubes import FlowSource
 from vda.errors import UsageError
 from vda.models import upsample
 from vda.ops import ClassThresholds, aggregate
+from vda.progress import progress
 
 THETA_CAP = 0.999  # a threshold of 1 would never be passed again (IAST)
 
@@ -52,7 +52,7 @@ class Generator:
 
 
 def probabilities(generator: Generator, clip: Clip) -> Iterator[Tensor]:
-    """Softmax maps [1, K, H, W] of the frames of a clip in turn, aggregated over the neighbours (Eq. 10) where asked."""
+    """Softmax maps [1, K, H, W] of the frames of a clip in turn, aggregated over neighbours (Eq. 10) where asked."""
     frames: dict[int, Tensor] = {}
     probs: dict[int, Tensor] = {}
     for i in range(len(clip)):
@@ -101,7 +101,7 @@ def confident(generator: Generator, clip: Clip, weight: Tensor | None = None) ->
     return Confident(torch.cat(labels), torch.cat(confidences))
 
 
-# --- policies: predictions of one clip and the thresholds so far -> thresholds of each frame [N, K], thresholds to go on with
+# --- policies: (predictions of a clip, thresholds so far) -> (thresholds of each frame [N, K], thresholds to go on with)
 
 
 def clip_adaptive(clip: Confident, theta: Tensor, settings: Pseudo) -> tuple[Tensor, Tensor]:
@@ -154,7 +154,7 @@ def portion_thresholds(generator: Generator, dataset: VideoDataset) -> Tensor:
     thresholds = ClassThresholds(
         K, alpha=generator.settings.alpha, beta=0.0, gamma=0.0, rule="paper", device=generator.device
     )
-    for clip in tqdm(dataset.clips, desc="class-balanced thresholds", unit="clip"):
+    for clip in progress(dataset.clips, desc="class-balanced thresholds", unit="clip"):
         predictions = confident(generator, clip)
         thresholds.update(predictions.confidence, predictions.label)
     theta = thresholds.finish(torch.ones(K, device=generator.device))
@@ -220,7 +220,7 @@ def generate(
             theta = theta if len(manifest) > 1 else portion_thresholds(generator, dataset).double()
             weight = (1 / theta).float()
         todo = order[len(manifest) - 1 :]
-        for c in tqdm(todo, desc="pseudo labels", unit="clip", initial=len(order) - len(todo), total=len(order)):
+        for c in progress(todo, desc="pseudo labels", unit="clip", initial=len(order) - len(todo), total=len(order)):
             clip = dataset.clips[c]
             predictions = confident(generator, clip, weight)
             thetas, theta = POLICIES[generator.settings.policy](predictions, theta, generator.settings)

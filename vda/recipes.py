@@ -29,6 +29,12 @@ _camvid = Config(
 
 # name -> (one line of --help, settings)
 RECIPES: dict[str, tuple[str, Config]] = {
-    "embedded": ("The whole path on the embedded driving world, in minutes on any CPU (the default).", _embedded),
-    "camvid": ("CamVid, sunny to dusk (Tables 8 and 9): needs --data.source-root and --network.weights.", _camvid),
+    "embedded": (
+        "The whole path on the embedded driving world, in minutes on any CPU (the default).",
+        _embedded,
+    ),
+    "camvid": (
+        "CamVid, sunny to dusk (Tables 8 and 9): needs --data.source-root and --network.weights.",
+        _camvid,
+    ),
 }

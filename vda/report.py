@@ -1,4 +1,5 @@
-"""The outcome of a run: a table for the terminal, and one HTML page that needs no network and no other file."""
+"""The outcome of a run: a table for the terminal, and one HTML page that needs no network and no other
+file."""
 
 from __future__ import annotations
 
@@ -44,7 +45,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class _Table:
-    """Rows of fractions under column names; None or nan where there is no value."""
+    """Rows of fractions under column names; None where there is no value."""
 
     columns: list[str]
     rows: dict[str, list[float | None]]
@@ -61,7 +62,7 @@ def _union(scores: Mapping[str, Scores]) -> list[str]:
 
 def _row(classes: Sequence[str], stage: Scores, per_class: str, means: Sequence[float | None]) -> list[float | None]:
     by_name = dict(zip(stage["classes"], stage[per_class], strict=True))
-    return [by_name.get(name) for name in classes] + list(means)
+    return [_known(value) for value in [*(by_name.get(name) for name in classes), *means]]
 
 
 def _iou_table(scores: Mapping[str, Scores]) -> _Table:
@@ -74,20 +75,18 @@ def _vpq_table(scores: Mapping[str, Scores]) -> _Table:
     classes = _union(scores)
     lengths = [f"k = {k + 1}" for k in range(max((len(s["vpq_k"]) for s in scores.values()), default=0))]
     rows = {
-        name: _row(
-            classes, s, "vpq_per_class", [*s["vpq_k"], *[None] * (len(lengths) - len(s["vpq_k"])), s["vpq"]]
-        )
+        name: _row(classes, s, "vpq_per_class", [*s["vpq_k"], *[None] * (len(lengths) - len(s["vpq_k"])), s["vpq"]])
         for name, s in scores.items()
     }
     return _Table([*classes, *lengths, "VPQˢ"], rows, len(lengths) + 1)
 
 
-def _missing(value: float | None) -> bool:
-    return value is None or not math.isfinite(value)
+def _known(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _percent(value: float | None) -> str:
-    return "-" if value is None or _missing(value) else f"{100 * value:.1f}"
+    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def score_table(scores: Mapping[str, Scores]) -> str:
@@ -111,15 +110,13 @@ def _table_html(table: _Table, swatches: Mapping[str, str]) -> str:
         for i, name in enumerate(table.columns)
     )
     rivals = [row for name, row in table.rows.items() if name != CEILING]
-    best = [
-        max((row[i] for row in rivals if not _missing(row[i])), default=None) for i in range(len(table.columns))
-    ]
+    best = [max((value for value in column if value is not None), default=None) for column in zip(*rivals, strict=True)]
     first = next(iter(table.rows.values()), [])
     body = []
     for number, (name, row) in enumerate(table.rows.items()):
         cells = []
         for i, value in enumerate(row):
-            bold = name != CEILING and len(rivals) > 1 and not _missing(value) and value == best[i]
+            bold = name != CEILING and len(rivals) > 1 and value is not None and value == best[i]
             text = f"<b>{_percent(value)}</b>" if bold else _percent(value)
             mean = ' class="mean"' if i >= len(row) - table.means else ""
             cells.append(f"<td{mean}>{text}{_difference(value, first[i]) if number else ''}</td>")
@@ -131,7 +128,7 @@ def _table_html(table: _Table, swatches: Mapping[str, str]) -> str:
 
 
 def _difference(value: float | None, reference: float | None) -> str:
-    if value is None or reference is None or _missing(value) or _missing(reference):
+    if value is None or reference is None:
         return ""
     points = round(100 * value, 1) - round(100 * reference, 1)  # of the printed numbers, so that the page adds up
     kind = "up" if points > 0.05 else "down" if points < -0.05 else "same"
@@ -146,7 +143,7 @@ def _pseudo_html(pseudo: Mapping[str, Any], classes: Sequence[str], swatches: Ma
         ("theta", "threshold θ", ""),
     ):
         if key in pseudo:
-            rows[name] = [*pseudo[key], pseudo.get(overall)]
+            rows[name] = [_known(value) for value in [*pseudo[key], pseudo.get(overall)]]
     table = _Table([*classes, "all"], rows, 1)
     body = "".join(
         f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{_percent(value)}</td>" for value in row)}</tr>'
@@ -161,6 +158,10 @@ def _pseudo_html(pseudo: Mapping[str, Any], classes: Sequence[str], swatches: Ma
 
 def _section(title: str, *parts: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{''.join(parts)}</section>"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _note(text: str) -> str:
@@ -187,7 +188,7 @@ def _provenance(scores: Mapping[str, Scores]) -> str:
     for name, stage in scores.items():
         size = " × ".join(map(str, stage["size"] or ("?", "?")))
         parts = [
-            f"{stage['frames']} labelled frames in {stage['clips']} clips at {size} (height × width)",
+            f"{_count(stage['frames'], 'labelled frame')} in {_count(stage['clips'], 'clip')} of {size} pixels (H × W)",
             f"label {stage['ignore']} ignored",
             *(f"{key} {stage[key]}" for key in _PROVENANCE if key in stage),
         ]
@@ -237,9 +238,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]
 
 
 def _settings_html(settings: Mapping[str, Any]) -> str:
-    rows = "".join(
-        f"<div><dt>{escape(key)}</dt><dd>{escape(str(value))}</dd></div>" for key, value in _flat(settings)
-    )
+    rows = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(str(value))}</dd></div>" for key, value in _flat(settings))
     return f"<details><summary>{len(_flat(settings))} settings</summary><dl>{rows}</dl></details>"
 
 
@@ -260,16 +259,18 @@ def write_report(
 ) -> None:
     """Writes the page of a run to `path`, atomically; the file stays below 20 MB.
 
-    settings: shown as they are, nested mappings flattened. scores: stage -> its scores, fractions; the first stage is
-    the one that the others are compared with, "oracle" is shown as a ceiling. palette: [K, 3] RGB of `classes`.
-    log: entries {"phase", "iteration", <loss>: value}. pseudo: any of "coverage", "iou", "theta" (per class) and
-    "total_coverage", "miou". Where the pictures are too large they are scaled down, and then left out from the end,
-    which the page says.
+    settings: shown as they are, nested mappings flattened. scores: stage -> its scores, fractions; the first
+    stage is the one that the others are compared with, "oracle" is shown as a ceiling. palette: [K, 3] RGB of
+    `classes`. log: entries {"phase", "iteration", <loss>: value}. pseudo: any of "coverage", "iou", "theta"
+    (per class) and "total_coverage", "miou". Where the pictures are too large they are scaled down, and then
+    left out from the end, which the page says.
     """
     swatches = _swatches(classes, palette)
-    before, after = [_legend(swatches)], []
+    legend = _legend(swatches)
+    before: list[str] = []
+    after: list[str] = []
     if scores:
-        before.insert(0, _headline(scores))
+        before.append(_headline(scores))
         before.append(_section("IoU", _table_html(_iou_table(scores), swatches), _provenance(scores)))
         note = "Video panoptic quality with each class as one instance, over windows of k successive labelled frames."
         before.append(_section("VPQˢ", _table_html(_vpq_table(scores), swatches), _note(note)))
@@ -282,8 +283,8 @@ def write_report(
     if log:
         after.append(_section("Learning curves", _curves_html(log), _note(_CURVES_NOTE)))
     after.append(_section("Settings", _settings_html(settings)))
-    room = MAX_BYTES - len(_page(title, [*before, *after]).encode()) - 1000
-    page = _page(title, [*before, *_panels_within(panels, room), *after])
+    room = MAX_BYTES - len(_page(title, [*before, *after]).encode()) - len(legend) - 1000
+    page = _page(title, [*before, *_panels_within(panels, legend, room), *after])
     atomic_write(path, page.encode())
 
 
@@ -293,7 +294,7 @@ _CURVES_NOTE = (
 )
 
 
-def _panels_within(panels: Sequence[Panel], room: int) -> list[str]:
+def _panels_within(panels: Sequence[Panel], legend: str, room: int) -> list[str]:
     """The panels at the largest picture width that fits; as many as fit where none does."""
     if not panels:
         return []
@@ -301,9 +302,13 @@ def _panels_within(panels: Sequence[Panel], room: int) -> list[str]:
         parts = [_panel_html(panel, width) for panel in panels]
         sizes = np.cumsum([len(part.encode()) for part in parts])
         if sizes[-1] <= room:
-            return [_section("Frames", *parts)]
+            return [_section("Frames", legend, *parts)]
     kept = int(np.searchsorted(sizes, room, side="right"))
-    return [_section("Frames", *parts[:kept], _note(f"{len(parts) - kept} more frames left out to keep the file small."))]
+    return [
+        _section(
+            "Frames", legend, *parts[:kept], _note(f"{len(parts) - kept} more frames left out to keep the file small.")
+        )
+    ]
 
 
 def _page(title: str, parts: Iterable[str]) -> str:

@@ -51,6 +51,7 @@ int block_barrier(bool value);
 // Waits for all lanes of the mask; returns what each of the 32 lanes gave (valid until the lane's next exchange).
 const uint64_t* exchange(unsigned mask, uint64_t value);
 unsigned lane();
+unsigned lanes();  // of this warp: all 32, or fewer in the last warp of an odd block
 [[noreturn]] void fail(const char* what);
 
 template <typename T>
@@ -107,12 +108,14 @@ template <typename T>
 unsigned __match_any_sync(unsigned mask, T value) {
     const uint64_t own = shim::pack(value), *all = shim::exchange(mask, own);
     unsigned same = 0;
+    mask &= shim::lanes();
     for (int i = 0; i < 32; ++i) same |= unsigned((mask >> i & 1) && all[i] == own) << i;
     return same;
 }
 inline unsigned __ballot_sync(unsigned mask, int predicate) {
     const uint64_t* all = shim::exchange(mask, predicate != 0);
     unsigned votes = 0;
+    mask &= shim::lanes();
     for (int i = 0; i < 32; ++i) votes |= unsigned((mask >> i & 1) && all[i]) << i;
     return votes;
 }
@@ -123,6 +126,7 @@ namespace shim {
 template <typename T, typename Combine>
 T reduce(unsigned mask, T value, T start, Combine combine) {
     const uint64_t* all = exchange(mask, pack(value));
+    mask &= lanes();
     for (int i = 0; i < 32; ++i) {
         if (mask >> i & 1) start = combine(start, unpack<T>(all[i]));
     }

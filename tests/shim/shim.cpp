@@ -192,6 +192,8 @@ void* dynamic_shared() { return shared.data(); }
 
 unsigned lane() { return current->thread % 32; }
 
+unsigned lanes() { return lanes_of(current->thread / 32); }
+
 int block_barrier(bool value) {
     block.barrier_votes += value;
     if (block.barrier.size() + 1 < block.threads) {

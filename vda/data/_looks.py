@@ -59,6 +59,8 @@ class Look:
         for field in fields(self):
             value = getattr(self, field.name)
             top = limits.get(field.name, 2)
+            if field.name == "jpeg" and not isinstance(value, int):
+                raise UsageError(f"look.jpeg: wanted a whole number, found {value!r}")
             for number in () if field.name == "name" else np.atleast_1d(value):
                 if not 0 <= number <= top:
                     raise UsageError(f"look.{field.name}: wanted 0 to {top}, found {value!r}")
@@ -84,17 +86,17 @@ CAMERA = Look(
     palette=1.0,
     variety=0.08,
     saturation=0.75,
-    gain=(1.02, 0.97, 0.88),
+    gain=(1.08, 1.03, 0.94),
     exposure=0.1,
     tone=1.15,
     shading=0.4,
-    shadows=0.35,
-    texture=0.35,
+    shadows=0.3,
+    texture=0.3,
     haze=0.011,
-    vignette=0.4,
+    vignette=0.3,
     softness=0.6,
     shutter=0.5,
-    noise=0.035,
+    noise=0.028,
     jpeg=70,
 )
 
@@ -105,9 +107,7 @@ def _grain() -> Float:
     rng = np.random.default_rng(7)
     total = np.zeros((256, 256), np.float32)
     for sigma, weight in ((1.0, 0.45), (3.0, 0.35), (9.0, 0.5)):
-        noise = cv2.GaussianBlur(
-            np.tile(rng.standard_normal((256, 256)).astype(np.float32), (3, 3)), (0, 0), sigma
-        )
+        noise = cv2.GaussianBlur(np.tile(rng.standard_normal((256, 256)).astype(np.float32), (3, 3)), (0, 0), sigma)
         noise = noise[256:512, 256:512]
         total += weight * noise / noise.std()
     return np.clip(total / 1.5, -1, 1)
@@ -149,9 +149,7 @@ def _surfaces(street: Street, look: Look, seen: Geometry) -> Float:
     base, parts = _prim_colours(look, seen)
     light = np.ones(H * W, np.float32)
     grain = np.zeros(H * W, np.float32)
-    near = 1 / (
-        1 + seen.depth.ravel() * np.float32(3 * 128 / (40 * seen.camera.f))
-    )  # finer than pixels: averaged
+    near = 1 / (1 + seen.depth.ravel() * np.float32(3 * 128 / (40 * seen.camera.f)))  # finer than pixels: averaged
 
     part, opacity = _facing(seen)
     opacity = opacity[:, None]

@@ -91,12 +91,8 @@ def _colours(things: dict[int, list[_Colour]]) -> list[list[_Colour]]:
     return [[things[k][v % len(things[k])] for v in range(_VARIANTS)] for k in range(len(CLASSES))]
 
 
-def _part_colours(
-    things: dict[int, list[_Colour]], parts: dict[int, dict[int, _Colour]]
-) -> list[list[_Colour]]:
-    return [
-        [parts.get(k, {}).get(part, things[k][0]) for part in range(cut.PARTS)] for k in range(len(CLASSES))
-    ]
+def _part_colours(things: dict[int, list[_Colour]], parts: dict[int, dict[int, _Colour]]) -> list[list[_Colour]]:
+    return [[parts.get(k, {}).get(part, things[k][0]) for part in range(cut.PARTS)] for k in range(len(CLASSES))]
 
 
 def _unit(colours: list[list[list[_Colour]]]) -> NDArray[np.float32]:

@@ -17,9 +17,11 @@ from vda.data._street import Street
 from vda.data._world import (
     CAMERA_HEIGHT,
     CROSSING,
+    POLE,
     ROAD,
     SIDEWALK,
     SKY,
+    SMALL,
     STATIC,
     TERRAIN,
     VEGETATION,
@@ -104,7 +106,7 @@ def cast(street: Street, t: int, size: tuple[int, int]) -> Geometry:
         row_depth = np.where(down > 1e-5, np.float32(CAMERA_HEIGHT) / down, np.float32(np.inf))
     depth = np.repeat(row_depth.astype(np.float32)[:, None], W, axis=1)
     owner = np.where(np.isinf(depth), np.int32(REMOTE), np.int32(GROUND))
-    _draw(slabs, prims, rays[2], depth, owner)
+    _draw(slabs, prims, rays[2], camera.f, depth, owner)
 
     label = np.full((H, W), SKY, np.uint8)
     surface = np.full((H, W), REMOTE, np.int64)
@@ -128,9 +130,7 @@ def _rays(camera: Camera, size: tuple[int, int]) -> tuple[Float, Float, Float]:
     return x.astype(np.float32), z.astype(np.float32), up.astype(np.float32)
 
 
-def _slabs(
-    street: Street, prims: Prims, t: float, camera: Camera, rays: tuple[Float, Float, Float]
-) -> _Slabs:
+def _slabs(street: Street, prims: Prims, t: float, camera: Camera, rays: tuple[Float, Float, Float]) -> _Slabs:
     x, z, heading = street.poses(prims, t)
     sin, cos = np.sin(heading), np.cos(heading)
     rel_x, rel_z = camera.x - x, camera.z - z
@@ -161,7 +161,7 @@ def _extent(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int6
     return np.where(some, mask.argmax(axis=1), 0), np.where(some, last, 0)
 
 
-def _draw(slabs: _Slabs, prims: Prims, up: Float, depth: Float, owner: NDArray[np.int32]) -> None:
+def _draw(slabs: _Slabs, prims: Prims, up: Float, focal: float, depth: Float, owner: NDArray[np.int32]) -> None:
     """Depth-test every prim into depth and owner, each inside its bounding rectangle."""
     nearest = slabs.enter.min(axis=1, keepdims=True)
     farthest = slabs.leave.max(axis=1, keepdims=True)
@@ -170,7 +170,11 @@ def _draw(slabs: _Slabs, prims: Prims, up: Float, depth: Float, owner: NDArray[n
     holes = cut.silhouettes().reshape(cut.COUNT, -1) > 0
     cell, drop, scale = _cells(slabs, prims)
     shapes = prims["shape"].tolist()
-    for k in np.flatnonzero((c1 > c0) & (r1 > r0)).tolist():
+    # clutter of single pixels far away can neither be learnt nor seen to move
+    width, height = 2 * np.maximum(prims["a"], prims["b"]), prims["y1"] - prims["y0"]
+    thin = np.where(prims["label"] == POLE, np.minimum(width, height), width)  # arms go with their posts
+    large = thin * focal > SMALL * nearest[:, 0]
+    for k in np.flatnonzero((c1 > c0) & (r1 > r0) & large).tolist():
         rows, cols = slice(int(r0[k]), int(r1[k])), slice(int(c0[k]), int(c1[k]))
         enter = slabs.enter[k, cols]
         near = np.maximum(enter, slabs.row_enter[k, rows, None])

@@ -68,7 +68,7 @@ class Street:
             x=float(self.centre(z) + d * np.hypot(1, slope)),
             z=float(z),
             yaw=float(yaw),
-            f=0.7 * W,
+            f=0.85 * W,
             cx=(W - 1) / 2,
             cy=(H - 1) * (0.46 + bob),
         )

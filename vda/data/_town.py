@@ -61,36 +61,34 @@ class _Site:
     ) -> None:
         tint = int(self.rng.integers(1 << 31)) if tint is None else tint
         uid = self.base + len(self.rows)
-        self.rows.append(
-            (uid, label, shape, part, tint, motion, z, d, ahead, turn, a, b, y0, y1, speed, when)
-        )
+        self.rows.append((uid, label, shape, part, tint, motion, z, d, ahead, turn, a, b, y0, y1, speed, when))
 
     def prims(self) -> Prims:
         return np.array(self.rows, PRIM)
 
     # furniture
 
-    def post(self, z: float, d: float, height: float, half: float = 0.09) -> None:
+    def post(self, z: float, d: float, height: float, half: float = 0.13) -> None:
         self.add(POLE, z, d, half, half, 0, height)
 
     def lamp(self, z: float, d: float, inward: float) -> None:
         height = self.rng.uniform(5.5, 7.5)
-        self.post(z, d, height, 0.11)
-        self.add(POLE, z, d + inward * 0.9, 0.95, 0.09, height - 0.22, height)
+        self.post(z, d, height, 0.15)
+        self.add(POLE, z, d + inward * 0.9, 0.95, 0.12, height - 0.3, height)
 
     def sign(self, z: float, d: float) -> None:
         kind = int(self.rng.integers(len(cut.SIGNS)))
-        half = self.rng.uniform(0.45, 0.6) * (1.6 if kind == 3 else 1)
+        half = self.rng.uniform(0.6, 0.85) * (1.3 if kind == 3 else 1)
         low = self.rng.uniform(1.9, 2.4)
-        self.post(z, d, low + 0.3, 0.07)
-        self.add(SIGN, z - 0.12, d, half, 0, low, low + self.rng.uniform(0.9, 1.15), shape=cut.SIGNS[kind])
+        self.post(z, d, low + 0.3, 0.11)
+        self.add(SIGN, z - 0.12, d, half, 0, low, low + self.rng.uniform(1.2, 1.6), shape=cut.SIGNS[kind])
 
     def traffic_light(self, z: float, d: float, inward: float) -> None:
-        self.post(z, d, 5.2, 0.1)
+        self.post(z, d, 5.4, 0.15)
         reach = self.rng.uniform(2.0, 3.2)
-        self.add(POLE, z, d + inward * reach / 2, reach / 2, 0.07, 5.0, 5.16)
-        for side, low in ((inward * reach, 4.1), (0.0, 2.3)):
-            self.add(SIGN, z - 0.14, d + side, 0.3, 0, low, low + 1.3, shape=cut.LIGHT)
+        self.add(POLE, z, d + inward * reach / 2, reach / 2, 0.1, 5.15, 5.4)
+        for side, low in ((inward * reach, 3.8), (0.0, 2.0)):
+            self.add(SIGN, z - 0.14, d + side, 0.4, 0, low, low + 1.6, shape=cut.LIGHT)
 
     def tree(self, z: float, d: float, scale: float = 1.0) -> None:
         shape = cut.TREES[int(self.rng.integers(len(cut.TREES)))]
@@ -99,16 +97,14 @@ class _Site:
 
     def bush(self, z: float, d: float) -> None:
         shape = cut.BUSHES[int(self.rng.integers(len(cut.BUSHES)))]
-        self.add(
-            VEGETATION, z, d, self.rng.uniform(0.8, 1.8), 0, -0.1, self.rng.uniform(1.0, 2.0), shape=shape
-        )
+        self.add(VEGETATION, z, d, self.rng.uniform(0.8, 1.8), 0, -0.1, self.rng.uniform(1.0, 2.0), shape=shape)
 
     def person(self, z: float, d: float, motion: int, when: float) -> None:
-        height = self.rng.uniform(1.55, 1.95)
+        height = self.rng.uniform(1.6, 2.0)
         shape = cut.PERSONS[int(self.rng.integers(len(cut.PERSONS)))]
         speed = self.rng.choice((-1, 1)) * self.rng.uniform(0.02, 0.07)
         self.add(
-            PERSON, z, d, 0.21 * height, 0, 0, height, shape=shape, motion=motion, speed=speed, when=when
+            PERSON, z, d, 0.25 * height, 0, 0, height, shape=shape, motion=motion, speed=speed, when=when
         )  # fmt: skip
 
     def car(self, z: float, d: float, motion: int = STATIC, speed: float = 0.0) -> None:
@@ -119,12 +115,8 @@ class _Site:
         boxes = [(0.0, half, width, 0.18, body, cut.PLAIN)]
         kind = rng.random()
         if kind < 0.7:  # bonnet in front, seen from behind as the lower roof line
-            boxes.append(
-                (-0.25 * half, 0.62 * half, width * 0.9, body, body + 0.55 * (roof - body), cut.DARK)
-            )
-            boxes.append(
-                (-0.3 * half, 0.5 * half, width * 0.82, body + 0.55 * (roof - body), roof, cut.PLAIN)
-            )
+            boxes.append((-0.25 * half, 0.62 * half, width * 0.9, body, body + 0.55 * (roof - body), cut.DARK))
+            boxes.append((-0.3 * half, 0.5 * half, width * 0.82, body + 0.55 * (roof - body), roof, cut.PLAIN))
         elif kind < 0.9:
             boxes.append((-0.12 * half, 0.86 * half, width * 0.94, body, 1.5, cut.DARK))
             boxes.append((-0.12 * half, 0.86 * half, width * 0.94, 1.5, rng.uniform(1.9, 2.2), cut.PLAIN))

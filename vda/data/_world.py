@@ -29,6 +29,7 @@ CLASSES = (
 ROAD, SIDEWALK, BUILDING, FENCE, POLE, SIGN, VEGETATION, TERRAIN, SKY, PERSON, CAR = range(len(CLASSES))
 
 CAMERA_HEIGHT = 1.5  # m
+SMALL = 1.4  # pixels of width below which a thing is not drawn
 VIEW = 170.0  # m; what lies farther is part of the skyline
 BEHIND = 12.0  # m behind the camera that may still reach into the picture (corners of buildings)
 CROSSING = 11.0  # m of cross street at the start of a block that has one
@@ -68,7 +69,7 @@ class Drive:
     0 for none. traffic: moving cars and walking persons; False leaves only what stands still.
     """
 
-    speed: float = 0.45
+    speed: float = 0.4
     turn: float = 1.0
     sway: float = 1.0
     traffic: bool = True

@@ -142,9 +142,7 @@ def _read_index(path: Path) -> dict[str, Any]:
     return index
 
 
-def _clips(
-    index: dict[str, Any], root: Path, sequence: str, part: Part, size: tuple[int, int]
-) -> list[CamVidClip]:
+def _clips(index: dict[str, Any], root: Path, sequence: str, part: Part, size: tuple[int, int]) -> list[CamVidClip]:
     where = f"{root / 'splits.json'}: sequence {sequence}"
     try:
         names = [str(name) for name in index["sequences"][sequence]["frames"]]

@@ -124,9 +124,7 @@ def to_train_ids(raw: LabelMap, table: IdTable, path: Path) -> LabelMap:
     return table[raw].astype(np.uint8)
 
 
-def check_same_size(
-    label: tuple[int, int], image: tuple[int, int], label_path: Path, image_path: Path
-) -> None:
+def check_same_size(label: tuple[int, int], image: tuple[int, int], label_path: Path, image_path: Path) -> None:
     """Raises UsageError naming both files where two sizes (height, width) differ."""
     if label != image:
         raise UsageError(

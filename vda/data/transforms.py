@@ -53,9 +53,7 @@ class Augment:
             )
         _check(0 <= self.noise < float("inf"), "noise", "at least 0", self.noise)
         _check(0 < self.scale[0] <= self.scale[1] <= 16, "scale", "0 < smallest <= largest <= 16", self.scale)
-        _check(
-            self.crop is None or min(self.crop) >= 1, "crop", "a height and width of at least 1", self.crop
-        )
+        _check(self.crop is None or min(self.crop) >= 1, "crop", "a height and width of at least 1", self.crop)
 
 
 def _check(good: bool, name: str, wanted: str, found: object) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -34,7 +35,7 @@ def true_labels(clip: Clip, i: int) -> LabelMap | None:
 class Batch:
     """B tubes of T frames; index T grows with time.
 
-    frames [B, T, 3, H, W] float32, RGB in [0, 1]. labels [B, T, H, W] uint8, 255 is ignored; None for an unlabelled batch.
+    frames [B, T, 3, H, W] float32, RGB in [0, 1]. labels [B, T, H, W] uint8, 255 is ignored; None where unlabelled.
     flows [B, T - 1, 2, 2, H, W] float32, pixels: flows[:, t, 0] = F_{t -> t+1}, flows[:, t, 1] = F_{t+1 -> t}; None
     where not asked for. names: CLIP/FRAME of every frame.
     """
@@ -115,8 +116,8 @@ class Tubes(Dataset[tuple[Sample, list[str]]]):
 
     def _flows(self, clip: Clip, indices: Sequence[int]) -> NDArray[np.float32]:
         assert self.flow is not None
-        pairs = zip(indices[:-1], indices[1:], strict=True)
-        return np.stack([np.stack([self.flow(clip, i, j), self.flow(clip, j, i)]) for i, j in pairs])
+        both = [np.stack([self.flow(clip, i, j), self.flow(clip, j, i)]) for i, j in pairwise(indices)]
+        return np.stack(both)
 
 
 def draws(size: int, batch: int, seed: int, start: int, stop: int) -> Iterator[list[Draw]]:

@@ -80,9 +80,7 @@ class DISFlow:
             if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
                 raise ValueError(f"{name}: wanted uint8 [H, W, 3], got {frame.dtype} {list(frame.shape)}")
         if image.shape != neighbour.shape:
-            raise ValueError(
-                f"neighbour: wanted the size {image.shape[:2]} of image, got {neighbour.shape[:2]}"
-            )
+            raise ValueError(f"neighbour: wanted the size {image.shape[:2]} of image, got {neighbour.shape[:2]}")
         height, width = image.shape[:2]
         grey = [self._extended(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)) for frame in (image, neighbour)]
         # A fresh object per pair: one that is kept carries buffers over and may not be shared between

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vda.errors import UsageError
 from vda.models.resnet import NORMALISATIONS, Normalise, ResNet, Variant, load_body, resnet18, resnet50
 
+VariantChoice = Literal["auto", "torchvision", "caffe"]
 BatchNorm = Literal["train", "affine_frozen", "eval"]
 
 
@@ -93,7 +94,7 @@ def deeplab(
     width: int = 64,
     batch_norm: BatchNorm = "eval",
     weights: Path | None = None,
-    variant: Variant | None = None,
+    variant: VariantChoice = "auto",
 ) -> DeepLab:
     """DeepLab-v2 on `backbone`; arguments and errors as `vda.models.build_network`."""
     if num_classes < 1:
@@ -103,13 +104,16 @@ def deeplab(
     if batch_norm not in get_args(BatchNorm):
         raise UsageError(f"batch_norm: wanted one of {', '.join(get_args(BatchNorm))}, found {batch_norm!r}")
     body = backbone(width, "torchvision")
-    if variant is not None and variant not in body.block.variants:
-        raise UsageError(f"variant: wanted one of {', '.join(body.block.variants)}, found {variant!r}")
-    if variant is not None:
-        body.place(variant)
+    known: Variant | None = None
+    if variant != "auto":
+        if variant not in body.block.variants:
+            wanted = ", ".join(("auto", *body.block.variants))
+            raise UsageError(f"variant: wanted one of {wanted} for this network, found {variant!r}")
+        known = variant
+        body.place(known)
     network = DeepLab(body, num_classes, batch_norm)
     if weights is not None:
-        network.normalise = Normalise(load_body(body, weights, variant))
+        network.normalise = Normalise(load_body(body, weights, known))
     return network
 
 

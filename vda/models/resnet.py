@@ -85,9 +85,7 @@ class _Block(nn.Module):
         self.stride = stride
         self.downsample = None
         if stride != 1 or c_in != c_out:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(c_in, c_out, 1, stride=stride, bias=False), nn.BatchNorm2d(c_out)
-            )
+            self.downsample = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride=stride, bias=False), nn.BatchNorm2d(c_out))
 
     def residual(self, x: Tensor) -> Tensor:
         raise NotImplementedError
@@ -159,6 +157,12 @@ def _dilate(conv: nn.Conv2d, dilation: int) -> None:
     conv.dilation = conv.padding = (dilation, dilation)
 
 
+def _follow_buffer(body: nn.Module, _: object) -> None:
+    """After weights were loaded, strides follow the variant that came with them."""
+    assert isinstance(body, ResNet)
+    body.place(body.variant)
+
+
 class ResNet(nn.Module):
     """ResNet without its classifier, output stride 8: layer3 and layer4 have dilation 2 and 4 instead of
     strides.
@@ -201,7 +205,7 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         self.place(variant)
-        self.register_load_state_dict_post_hook(lambda body, _: body.place(body.variant))
+        self.register_load_state_dict_post_hook(_follow_buffer)
 
     @property
     def variant(self) -> Variant:
@@ -242,9 +246,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises UsageError naming the file when it is missing, truncated, or holds anything but tensors.
     """
     if not path.is_file():
-        raise UsageError(
-            f"{path}: wanted a file of network weights, found {'a folder' if path.is_dir() else 'none'}"
-        )
+        raise UsageError(f"{path}: wanted a file of network weights, found {'a folder' if path.is_dir() else 'none'}")
     try:
         if path.suffix == ".safetensors":
             with safetensors.safe_open(path, framework="pt") as file:
@@ -257,9 +259,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from None
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, safetensors.SafetensorError) as error:
         reason = (" ".join(str(error).split()) or type(error).__name__)[:160]
-        raise UsageError(
-            f"{path}: wanted a whole file of network weights, found a damaged one ({reason})"
-        ) from None
+        raise UsageError(f"{path}: wanted a whole file of network weights, found a damaged one ({reason})") from None
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UsageError(
             f"{path}: wanted a state dict (names to tensors), found {type(state).__name__} of other things"
@@ -283,9 +283,7 @@ def deduce_variant(
         declared = "caffe"
     if wanted is not None:
         if declared not in (None, wanted):
-            raise UsageError(
-                f"{path}: wanted weights of the {wanted} variant, found {declared} in the file's metadata"
-            )
+            raise UsageError(f"{path}: wanted weights of the {wanted} variant, found {declared} in the file's metadata")
         return wanted
     if declared is not None:
         return declared
@@ -308,9 +306,7 @@ def load_body(body: ResNet, path: Path, variant: Variant | None = None) -> Norma
     UsageError naming the file and the first offending key for missing or unknown keys and for other shapes.
     """
     state, metadata = read_weights(path)
-    state = {
-        k: v for k, v in state.items() if not k.startswith(_NOT_NEEDED[0]) and not k.endswith(_NOT_NEEDED[1])
-    }
+    state = {k: v for k, v in state.items() if not k.startswith(_NOT_NEEDED[0]) and not k.endswith(_NOT_NEEDED[1])}
     own = {k: v for k, v in body.state_dict().items() if not k.endswith(_NOT_NEEDED[1]) and k != "caffe"}
     for problem, keys in (("lacks", own.keys() - state.keys()), ("has besides", state.keys() - own.keys())):
         if keys:
@@ -326,9 +322,7 @@ def load_body(body: ResNet, path: Path, variant: Variant | None = None) -> Norma
             )
     found = deduce_variant(path, state, metadata, variant)
     if found not in body.block.variants:
-        raise UsageError(
-            f"{path}: wanted weights of the {' or '.join(body.block.variants)} variant, found {found}"
-        )
+        raise UsageError(f"{path}: wanted weights of the {' or '.join(body.block.variants)} variant, found {found}")
     with torch.no_grad():
         for key, tensor in own.items():
             tensor.copy_(state[key])

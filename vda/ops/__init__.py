@@ -6,7 +6,11 @@ from .correlation import correlation, correlation_reference
 from .thresholds import ClassThresholds, class_thresholds, class_thresholds_reference
 from .warp import warp, warp_occlusion, warp_occlusion_reference, warp_reference
 
+# What `python -m vda doctor` lists and the tests iterate over.
+OPS = ("aggregate", "class_thresholds", "consensus", "correlation", "warp", "warp_occlusion")
+
 __all__ = [
+    "OPS",
     "ClassThresholds",
     "aggregate",
     "aggregate_reference",

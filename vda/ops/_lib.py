@@ -33,9 +33,7 @@ _shim: ModuleType | None = None  # see routed_to
 # ---- the compiled module ----
 
 
-@functools.cache
-def load() -> tuple[ModuleType | None, str]:
-    """The compiled module and "", or None and one sentence: why it is missing and what to do."""
+def _import() -> tuple[ModuleType | None, str]:
     try:
         module = importlib.import_module("vda._C")
     except ModuleNotFoundError as error:
@@ -45,6 +43,15 @@ def load() -> tuple[ModuleType | None, str]:
     except ImportError as error:
         return None, f"vda._C does not load ({error}): rebuild it with `pip install -e .` on this machine"
     return module, ""
+
+
+_compiled, _reason = _import()
+_said: set[str] = set()
+
+
+def load() -> tuple[ModuleType | None, str]:
+    """The compiled module and "", or None and one sentence: why it is missing and what to do."""
+    return _compiled, _reason
 
 
 def why_off(device_type: str) -> str:
@@ -64,14 +71,11 @@ def why_off(device_type: str) -> str:
 def use_reference(x: Tensor) -> bool:
     """Whether the plain-torch reference has to serve x; says once why."""
     reason = why_off(x.device.type)
-    if reason:
-        _warn_once(f"{reason}; until then the plain-torch references serve (slower, same results)")
+    if reason and reason not in _said:
+        _said.add(reason)
+        message = f"{reason}; until then the plain-torch references serve (slower, same results)"
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
     return bool(reason)
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 
 @contextlib.contextmanager
@@ -149,7 +153,9 @@ def call(function: str, *tensors: Tensor | None, **sizes: Any) -> None:
     if _shim is not None:
         getattr(_shim, function)("cuda", *pointers, threads=1, stream=0, **sizes)
         return
-    kernel = getattr(load()[0], function)
+    kernel = getattr(load()[0], function, None)
+    if kernel is None:
+        raise RuntimeError(f"vda._C has no {function}: it is older than vda/ops, run `pip install -e .` again")
     if first.is_cuda:
         with torch.cuda.device(first.device):
             stream = torch.cuda.current_stream(first.device).cuda_stream
@@ -171,10 +177,15 @@ def define(
     _library.impl(name, kernel, "CPU")
     _library.impl(name, kernel, "CUDA")
     torch.library.register_fake(f"vda::{name}", fake, lib=_library)
-    if backward is not None:
-        torch.library.register_autograd(
-            f"vda::{name}", backward, setup_context=setup_context, lib=_library
-        )
+    if "!" in schema:
+        return  # an op that writes into an argument can have no formula
+    if backward is None:  # torch's default for an op without a formula is a silently wrong gradient
+
+        def backward(ctx: Any, *grads: Tensor) -> None:
+            what = "second derivative" if name.endswith("_backward") else "derivative"
+            raise NotImplementedError(f"vda.ops: {name.removesuffix('_backward')} has no {what}")
+
+    torch.library.register_autograd(f"vda::{name}", backward, setup_context=setup_context, lib=_library)
 
 
 # ---- arrays of other libraries ----
@@ -185,18 +196,16 @@ def arrays(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        foreign = next((x for x in args if _is_foreign(x)), None)
-        if foreign is None:
+        given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) or _is_foreign(x)]
+        if all(isinstance(x, Tensor) for x in given):
             return function(*args, **kwargs)
         result = function(
             *(_to_tensor(x) for x in args),
             **{name: _to_tensor(x) for name, x in kwargs.items()},  # type: ignore[arg-type]
         )
-        if isinstance(args[0], Tensor):
-            return result
         if isinstance(result, tuple):
-            return cast(R, tuple(_to_kind(x, foreign) for x in result))
-        return cast(R, _to_kind(result, foreign))
+            return cast(R, tuple(_to_kind(x, given[0]) for x in result))
+        return cast(R, _to_kind(result, given[0]))
 
     return wrapped
 
@@ -218,7 +227,7 @@ def _to_tensor(x: Any) -> Any:
 
 
 def _to_kind(x: Any, kind: object) -> Any:
-    if not isinstance(x, Tensor):
+    if not isinstance(x, Tensor) or isinstance(kind, Tensor):
         return x
     if isinstance(kind, np.ndarray):
         return x.detach().numpy()

@@ -35,7 +35,12 @@ def aggregate_reference(
     count = torch.ones_like(total[:, :1])
     for j in range(flows.shape[1]):
         _, visible = warp_occlusion_reference(
-            frame.float(), neighbour_frames[:, j].float(), flows[:, j], alpha=alpha, threshold=threshold, squared=squared
+            frame.float(),
+            neighbour_frames[:, j].float(),
+            flows[:, j],
+            alpha=alpha,
+            threshold=threshold,
+            squared=squared,
         )
         seen = visible[:, None]
         total = total + torch.where(seen, warp_reference(neighbour_probs[:, j].float(), flows[:, j]), 0)

@@ -82,9 +82,7 @@ def consensus(
     _lib.check_devices(label=label, reference=reference, flow=flow, visible=visible)
     flow = flow.detach()
     if _lib.use_reference(label):
-        return consensus_reference(
-            label, reference, flow, mode=mode, ignore_index=ignore_index, visible=visible
-        )
+        return consensus_reference(label, reference, flow, mode=mode, ignore_index=ignore_index, visible=visible)
     return torch.ops.vda.consensus(label, reference, flow, visible, mode, ignore_index)
 
 

@@ -107,7 +107,20 @@ def _workspace(x: Tensor, backward: bool, sizes: dict[str, object]) -> Tensor | 
 def _correlation(f1: Tensor, f2: Tensor, radius: int, stride: int) -> Tensor:
     out = _correlation_fake(f1, f2, radius, stride)
     sizes = _sizes(f1, f2, radius, stride)
-    _lib.call("correlation", f1, f2, out, _workspace(f1, False, sizes), **sizes)
+    workspace = _workspace(f1, False, sizes)
+    _lib.call(
+        "correlation",
+        f1,
+        f2,
+        out,
+        None,
+        None,
+        None,
+        workspace,
+        grad_out_stride=out.stride(),
+        backward=False,
+        **sizes,
+    )
     return out
 
 
@@ -123,14 +136,16 @@ def _correlation_backward(
     grads = _correlation_backward_fake(grad, f1, f2, radius, stride, need_f1, need_f2)
     sizes = _sizes(f1, f2, radius, stride)
     _lib.call(
-        "correlation_backward",
-        grad,
+        "correlation",
         f1,
         f2,
+        None,
+        grad,
         grads[0] if need_f1 else None,
         grads[1] if need_f2 else None,
         _workspace(f1, True, sizes),
         grad_out_stride=grad.stride(),
+        backward=True,
         **sizes,
     )
     return grads

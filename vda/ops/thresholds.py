@@ -15,6 +15,7 @@ included, is computed on the device in float64: no host synchronisation, the sam
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,10 +56,8 @@ def class_thresholds_reference(
     return _from_lists(lists, theta, alpha, beta, gamma, rule)
 
 
-def _from_lists(
-    lists: list[Tensor], theta: Tensor, alpha: float, beta: float, gamma: float, rule: str
-) -> Tensor:
-    result = theta.double()
+def _from_lists(lists: list[Tensor], theta: Tensor, alpha: float, beta: float, gamma: float, rule: str) -> Tensor:
+    result = theta.to(torch.float64, copy=True)
     for k, values in enumerate(lists):
         old, n = float(result[k]), values.numel()
         if n > 0:
@@ -84,9 +83,7 @@ def _histogram_reference(histogram: Tensor, confidence: Tensor, label: Tensor) -
     histogram += torch.bincount(cell, minlength=histogram.numel()).view_as(histogram)
 
 
-def _finish_reference(
-    histogram: Tensor, theta: Tensor, alpha: float, beta: float, gamma: float, rule: str
-) -> Tensor:
+def _finish_reference(histogram: Tensor, theta: Tensor, alpha: float, beta: float, gamma: float, rule: str) -> Tensor:
     """Plain-torch `torch.ops.vda.threshold_finish`."""
     values = torch.arange(_HALF_BINS, dtype=torch.int16, device=histogram.device).view(torch.float16).double()
     lists = [values.repeat_interleave(counts) for counts in histogram]
@@ -137,9 +134,7 @@ def class_thresholds(
     _lib.check_devices(confidence=confidence, label=label, theta=theta)
     refuse_gradient(confidence=confidence, theta=theta)
     if _lib.use_reference(confidence):
-        return class_thresholds_reference(
-            confidence, label, theta, alpha=alpha, beta=beta, gamma=gamma, rule=rule
-        )
+        return class_thresholds_reference(confidence, label, theta, alpha=alpha, beta=beta, gamma=gamma, rule=rule)
     return torch.ops.vda.class_thresholds(confidence, label, theta, alpha, beta, gamma, rule)
 
 
@@ -292,9 +287,7 @@ def _threshold_histogram(histogram: Tensor, confidence: Tensor, label: Tensor) -
     _count(histogram, confidence.contiguous(), label.contiguous())
 
 
-def _threshold_finish(
-    histogram: Tensor, theta: Tensor, alpha: float, beta: float, gamma: float, rule: str
-) -> Tensor:
+def _threshold_finish(histogram: Tensor, theta: Tensor, alpha: float, beta: float, gamma: float, rule: str) -> Tensor:
     return _finish(histogram.contiguous(), theta, None, None, alpha, beta, gamma, rule)
 
 
@@ -314,7 +307,14 @@ def _finish(
     out = torch.empty_like(old)
     selection = histogram.new_empty((K, _SELECTION_WORDS))
     lower = None
-    settings = {"theta": old, "alpha": alpha, "beta": beta, "gamma": gamma, "rule": rule, "selection": selection}
+    settings: dict[str, Any] = {
+        "theta": old,
+        "alpha": alpha,
+        "beta": beta,
+        "gamma": gamma,
+        "rule": rule,
+        "selection": selection,
+    }
     _run("select", histogram, **settings)
     if confidence is not None:
         lower = histogram.new_zeros((K, 1 if rule == "paper" else 3, _LOWER_BINS))
@@ -331,8 +331,8 @@ def _class_thresholds(
     bins = _HALF_BINS if exact_at_once else _UPPER_BINS
     histogram = theta.new_zeros((theta.shape[0], bins), dtype=torch.int64)
     _count(histogram, confidence, label)
-    again = (None, None) if exact_at_once else (confidence, label)
-    return _finish(histogram, theta, *again, alpha, beta, gamma, rule)
+    again = None if exact_at_once else confidence
+    return _finish(histogram, theta, again, label, alpha, beta, gamma, rule)
 
 
 _lib.define(

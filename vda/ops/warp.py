@@ -161,9 +161,7 @@ def warp_occlusion(
     _lib.check_devices(frame=frame, neighbour=neighbour, flow=flow)
     limit = squared_limit(alpha, threshold, squared)
     if _lib.use_reference(frame):
-        return warp_occlusion_reference(
-            frame, neighbour, flow, alpha=alpha, threshold=threshold, squared=squared
-        )
+        return warp_occlusion_reference(frame, neighbour, flow, alpha=alpha, threshold=threshold, squared=squared)
     return torch.ops.vda.warp_occlusion(frame.detach(), neighbour.detach(), flow.detach(), limit)
 
 
@@ -244,9 +242,7 @@ def _warp_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of image and flow; an empty tensor for the one that is not needed."""
     accumulate = torch.float64 if image.dtype == torch.float64 else torch.float32
-    fixed = (
-        need_image and grad.numel() > 0 and _lib.on_cuda(grad) and torch.are_deterministic_algorithms_enabled()
-    )
+    fixed = need_image and grad.numel() > 0 and _lib.on_cuda(grad) and torch.are_deterministic_algorithms_enabled()
     sums = scale = grad_image = grad_flow = None
     if fixed:
         sums = grad.new_zeros(image.shape, dtype=torch.int64)
@@ -325,9 +321,7 @@ def _warp_occlusion(frame: Tensor, neighbour: Tensor, flow: Tensor, limit: float
     return warped, visible
 
 
-def _warp_occlusion_fake(
-    frame: Tensor, neighbour: Tensor, flow: Tensor, limit: float
-) -> tuple[Tensor, Tensor]:
+def _warp_occlusion_fake(frame: Tensor, neighbour: Tensor, flow: Tensor, limit: float) -> tuple[Tensor, Tensor]:
     B, _, H, W = frame.shape
     return frame.new_empty(frame.shape), frame.new_empty((B, H, W), dtype=torch.bool)
 

@@ -1,0 +1,30 @@
+"""`python -m vda <command>`; the commands are the keys of COMMANDS."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from . import doctor
+from .errors import UsageError
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "doctor": doctor.main,  # which backend each op uses, and why a kernel is off
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; 0, or 2 after one sentence on standard error."""
+    try:
+        if not arguments or arguments[0] not in COMMANDS:
+            found = repr(arguments[0]) if arguments else "nothing"
+            raise UsageError(f"python -m vda: wanted a command ({', '.join(COMMANDS)}), got {found}")
+        COMMANDS[arguments[0]](arguments[1:])
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
