@@ -231,8 +231,8 @@ PYBIND11_MODULE(_C, m) {
     // ---- correlation ----
     m.def(
         "correlation_workspace",
-        [](int channels, int height, int width, int radius, int stride, const std::string& dtype, bool backward,
-           int threads) {
+        [](int channels, int height, int width, int radius, int stride, const std::string& dtype,
+           bool backward, int threads) {
             CorrelationParams p{};
             p.channels = channels;
             p.height = height;
@@ -249,8 +249,8 @@ PYBIND11_MODULE(_C, m) {
         "correlation",
         [](const std::string& device, Address f1, Address f2, Address out, Address grad_out, Address grad_f1,
            Address grad_f2, Address workspace, Strides f1_stride, Strides f2_stride, Strides grad_out_stride,
-           int64_t batch, int channels, int height, int width, int radius, int stride, const std::string& dtype,
-           bool backward, int threads, Address stream) {
+           int64_t batch, int channels, int height, int width, int radius, int stride,
+           const std::string& dtype, bool backward, int threads, Address stream) {
             const CorrelationParams p{view(f1, f1_stride),
                                       view(f2, f2_stride),
                                       view(grad_out, grad_out_stride),
@@ -266,16 +266,17 @@ PYBIND11_MODULE(_C, m) {
                                       stride,
                                       dtype_of(dtype)};
             if (backward) {
-                run(device, correlation_backward_cpu, VDA_CUDA(correlation_backward_cuda), p, threads, stream);
+                run(device, correlation_backward_cpu, VDA_CUDA(correlation_backward_cuda), p, threads,
+                    stream);
             } else {
                 run(device, correlation_cpu, VDA_CUDA(correlation_cuda), p, threads, stream);
             }
         },
-        py::arg("device"), py::arg("f1"), py::arg("f2"), py::arg("out"), py::arg("grad_out"), py::arg("grad_f1"),
-        py::arg("grad_f2"), py::arg("workspace"), py::kw_only(), py::arg("f1_stride"), py::arg("f2_stride"),
-        py::arg("grad_out_stride"), py::arg("batch"), py::arg("channels"), py::arg("height"), py::arg("width"),
-        py::arg("radius"), py::arg("stride"), py::arg("dtype"), py::arg("backward"), py::arg("threads"),
-        py::arg("stream"), NoGil());
+        py::arg("device"), py::arg("f1"), py::arg("f2"), py::arg("out"), py::arg("grad_out"),
+        py::arg("grad_f1"), py::arg("grad_f2"), py::arg("workspace"), py::kw_only(), py::arg("f1_stride"),
+        py::arg("f2_stride"), py::arg("grad_out_stride"), py::arg("batch"), py::arg("channels"),
+        py::arg("height"), py::arg("width"), py::arg("radius"), py::arg("stride"), py::arg("dtype"),
+        py::arg("backward"), py::arg("threads"), py::arg("stream"), NoGil());
 
     // ---- aggregate ----
     m.def(
@@ -308,10 +309,10 @@ PYBIND11_MODULE(_C, m) {
         py::arg("device"), py::arg("probs"), py::arg("neighbour_probs"), py::arg("flows"), py::arg("frame"),
         py::arg("neighbour_frames"), py::arg("out"), py::kw_only(), py::arg("probs_stride"),
         py::arg("neighbour_probs_stride"), py::arg("flows_stride"), py::arg("frame_stride"),
-        py::arg("neighbour_frames_stride"), py::arg("probs_step"), py::arg("flows_step"), py::arg("frames_step"),
-        py::arg("batch"), py::arg("neighbours"), py::arg("classes"), py::arg("channels"), py::arg("height"),
-        py::arg("width"), py::arg("dtype"), py::arg("flows_dtype"), py::arg("limit"), py::arg("threads"),
-        py::arg("stream"), NoGil());
+        py::arg("neighbour_frames_stride"), py::arg("probs_step"), py::arg("flows_step"),
+        py::arg("frames_step"), py::arg("batch"), py::arg("neighbours"), py::arg("classes"),
+        py::arg("channels"), py::arg("height"), py::arg("width"), py::arg("dtype"), py::arg("flows_dtype"),
+        py::arg("limit"), py::arg("threads"), py::arg("stream"), NoGil());
 
     // ---- class_thresholds ----
     m.attr("half_bins") = kHalfBins;
@@ -321,9 +322,9 @@ PYBIND11_MODULE(_C, m) {
     m.def(
         "thresholds",
         [](const std::string& device, Address histogram, Address confidence, Address label, Address workspace,
-           Address selection, Address lower, Address theta, Address out, const std::string& step, int64_t pixels,
-           const std::string& dtype, int classes, int bins, double alpha, double beta, double gamma,
-           const std::string& rule, int threads, Address stream) {
+           Address selection, Address lower, Address theta, Address out, const std::string& step,
+           int64_t pixels, const std::string& dtype, int classes, int bins, double alpha, double beta,
+           double gamma, const std::string& rule, int threads, Address stream) {
             const ThresholdsParams p{pointer<const void>(confidence),
                                      pointer<const uint8_t>(label),
                                      pixels,
@@ -352,10 +353,11 @@ PYBIND11_MODULE(_C, m) {
                 throw std::invalid_argument("no step " + step);
             }
         },
-        py::arg("device"), py::arg("histogram"), py::arg("confidence"), py::arg("label"), py::arg("workspace"),
-        py::arg("selection"), py::arg("lower"), py::arg("theta"), py::arg("out"), py::kw_only(), py::arg("step"),
-        py::arg("pixels"), py::arg("dtype"), py::arg("classes"), py::arg("bins"), py::arg("alpha"),
-        py::arg("beta"), py::arg("gamma"), py::arg("rule"), py::arg("threads"), py::arg("stream"), NoGil());
+        py::arg("device"), py::arg("histogram"), py::arg("confidence"), py::arg("label"),
+        py::arg("workspace"), py::arg("selection"), py::arg("lower"), py::arg("theta"), py::arg("out"),
+        py::kw_only(), py::arg("step"), py::arg("pixels"), py::arg("dtype"), py::arg("classes"),
+        py::arg("bins"), py::arg("alpha"), py::arg("beta"), py::arg("gamma"), py::arg("rule"),
+        py::arg("threads"), py::arg("stream"), NoGil());
 
     // ---- consensus ----
     m.def(

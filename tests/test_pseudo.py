@@ -133,7 +133,7 @@ def test_class_balanced_is_cbst(tmp_path: Path) -> None:
         if len(ordered):
             theta[k] = min(float(ordered[int(0.3 * len(ordered))]), 0.999)
     ratio = maps / theta[None, :, None, None]
-    wanted = np.where(ratio.max(1) > 1, ratio.argmax(1), 255)
+    wanted = np.where(ratio.max(1).astype(np.float16) > 1, ratio.argmax(1), 255)
     found = np.stack([labels(c, i) for c in data.clips for i in range(len(c))])
     assert (found != wanted).mean() < 5e-3
     assert len({tuple(e["theta"]) for e in labels.manifest[1:]}) == 1

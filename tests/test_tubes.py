@@ -31,7 +31,7 @@ def test_unlabelled_frame_is_refused_by_name() -> None:
     clip = scrolling_clip("bare")
     clip.labels = None
     source = Tubes(dataset(clip), length=2, step=1, augment=Augment(), seed=0, labels=true_labels)
-    with pytest.raises(UsageError, match=r"frame bare/0000 has no label"):
+    with pytest.raises(UsageError, match=r"frame bare/0002 has no label"):
         next(loader(source, batch=1, start=0, stop=1))
 
 

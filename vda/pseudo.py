@@ -29,8 +29,6 @@ from vda.models import upsample
 from vda.ops import ClassThresholds, aggregate
 from vda.progress import progress
 
-THETA_CAP = 0.999  # a threshold of 1 would never be passed again (IAST)
-
 
 @dataclass(frozen=True)
 class Confident:

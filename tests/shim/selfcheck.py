@@ -1,8 +1,8 @@
 """Runs every op, CPU kernel and CUDA kernel, from one module; meant for a build with sanitizers (see test_shim.py).
 
-    selfcheck.py <module>               every op against its reference
-    selfcheck.py <module> cpu|cuda      a wrong size, which a sanitizer has to report
-    selfcheck.py <selftest> shared      a read beyond shared memory, likewise
+selfcheck.py <module>               every op against its reference
+selfcheck.py <module> cpu|cuda      a wrong size, which a sanitizer has to report
+selfcheck.py <selftest> shared      a read beyond shared memory, likewise
 """
 
 from __future__ import annotations
@@ -12,17 +12,21 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:  # imported where it is used: the faults need no torch, which is slow to load under a sanitizer
+    import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from shim import build  # noqa: E402
+from shim import build
 
 H, W = 7, 37  # odd, and a part of a warp left over
 
 
 def check_ops(path: Path) -> None:
+    import torch
+
+    torch.manual_seed(0)
     sys.modules["vda._C"] = module = build.load(path, "vda._C")
     from conftest import hostile_flow, layouts
 
@@ -86,6 +90,8 @@ def check_ops(path: Path) -> None:
 
 
 def compare(op: Any, arguments: Any, options: Any, wanted: Any, dtype: torch.dtype) -> None:
+    import torch
+
     # Looser than the tests of each op: what is looked for here are faults in memory.
     tolerance = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}[dtype]
     found = op(*arguments, **options)
@@ -96,6 +102,8 @@ def compare(op: Any, arguments: Any, options: Any, wanted: Any, dtype: torch.dty
 
 def gradients(ops: Any, lib: Any, module: Any) -> None:
     """Every backward kernel, in fp32 and fp64."""
+    import torch
+
     for dtype in (torch.float32, torch.float64):
         a = torch.rand(2, 5, H, W, dtype=dtype, requires_grad=True)
         b = torch.rand(2, 5, H, W, dtype=dtype, requires_grad=True)
@@ -120,17 +128,18 @@ def gradients(ops: Any, lib: Any, module: Any) -> None:
 def fault(path: Path, device: str) -> None:
     """Claims that an image is taller than it is."""
     module = build.load(path, "vda._C")
-    image, out = torch.rand(1, 1, 4, 8), torch.zeros(1, 1, 64, 8)
-    flow = torch.zeros(1, 2, 64, 8)
+    height, width = 4, 8
+    image, out = (ctypes.c_float * (height * width))(), (ctypes.c_float * (64 * width))()
+    flow = (ctypes.c_float * (2 * 64 * width))()
     module.warp(
         device,
-        *(x.data_ptr() for x in (image, flow, out)),
-        image_stride=image.stride(),
-        flow_stride=flow.stride(),
+        *(ctypes.addressof(x) for x in (image, flow, out)),
+        image_stride=(0, 0, width, 1),
+        flow_stride=(0, 64 * width, width, 1),
         batch=1,
         channels=1,
         height=64,
-        width=8,
+        width=width,
         dtype="float32",
         flow_dtype="float32",
         padding="zeros",
@@ -140,7 +149,6 @@ def fault(path: Path, device: str) -> None:
 
 
 if __name__ == "__main__":
-    torch.manual_seed(0)
     if len(sys.argv) == 2:
         check_ops(Path(sys.argv[1]))
     elif sys.argv[2] == "shared":

@@ -38,10 +38,10 @@ class Look:
 
     name: str = "simulator"
     palette: float = 0.0
-    variety: float = 0.05
+    variety: float = 0.12
     saturation: float = 1.0
     gain: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    exposure: float = 0.0
+    exposure: float = 0.2
     tone: float = 1.0
     shading: float = 0.25
     shadows: float = 0.0
@@ -84,15 +84,15 @@ SIMULATOR = Look()
 CAMERA = Look(
     name="camera",
     palette=1.0,
-    variety=0.08,
-    saturation=0.75,
-    gain=(1.08, 1.03, 0.94),
-    exposure=0.1,
-    tone=1.15,
+    variety=0.1,
+    saturation=0.85,
+    gain=(1.1, 1.06, 0.99),
+    exposure=0.16,
+    tone=1.1,
     shading=0.4,
     shadows=0.3,
     texture=0.3,
-    haze=0.011,
+    haze=0.008,
     vignette=0.3,
     softness=0.6,
     shutter=0.5,
@@ -144,7 +144,9 @@ def _surfaces(street: Street, look: Look, seen: Geometry) -> Float:
     """Colours [H, W, 3] of the surfaces, lit."""
     H, W = seen.depth.shape
     palette = _mix(look, PALETTES)
-    colour = palette[seen.label.ravel(), 0]
+    # each clip has its own asphalt, paving, grass and sky
+    kind = np.random.default_rng([*street.seed, 97]).integers(palette.shape[1], size=len(CLASSES))
+    colour = palette[np.arange(len(CLASSES)), kind][seen.label.ravel()]
     hits = seen.hits
     base, parts = _prim_colours(look, seen)
     light = np.ones(H * W, np.float32)

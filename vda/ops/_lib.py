@@ -201,7 +201,7 @@ def arrays(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         result = function(
             *(_to_tensor(x) for x in args),
-            **{name: _to_tensor(x) for name, x in kwargs.items()},  # type: ignore[arg-type]
+            **{name: _to_tensor(x) for name, x in kwargs.items()},
         )
         if isinstance(result, tuple):
             return cast(R, tuple(_to_kind(x, given[0]) for x in result))
