@@ -32,7 +32,7 @@ from vda.checkpoint import atomic_write, latest, load_checkpoint, prune, save_ch
 from vda.cli import Stopped, choose_device, run_command
 from vda.config import Config, Optimiser, Phase
 from vda.data import VideoDataset, open_dataset
-from vda.data.tubes import FlowSource, LabelSource, Tubes, in_memory, loader, true_labels
+from vda.data.tubes import FlowSource, LabelSource, Tubes, loader, true_labels
 from vda.errors import UsageError
 from vda.flow.providers import PROVIDERS
 from vda.methods import METHODS, Method
@@ -54,16 +54,12 @@ class Run:
         self.device = choose_device(config.device)
         data = config.data
         target_root = data.target_root or data.source_root
-        self.source = self._open(data.source, data.source_root)
-        self.target = self._open(data.target, target_root)
-        self.validation = self._open(data.validation, target_root)
+        self.source = open_dataset(data.source, data.source_root, data.size)
+        self.target = open_dataset(data.target, target_root, data.size)
+        self.validation = open_dataset(data.validation, target_root, data.size)
         if not self.source.classes == self.target.classes == self.validation.classes:
             raise UsageError(f"data sets {data.source}, {data.target} and {data.validation}: wanted one class list")
         self.flow = PROVIDERS[config.flow]()
-
-    def _open(self, name: str, root: Path | None) -> VideoDataset:
-        dataset = open_dataset(name, root, self.config.data.size)
-        return in_memory(dataset) if name.startswith("embedded/") else dataset
 
     def network(self, start: Phase | None = None) -> nn.Module:
         """A new network, or one with the last weights of an earlier phase."""

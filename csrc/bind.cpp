@@ -1,6 +1,6 @@
-// The Python module vda._C: one block per op, and the only place that throws. Pointers are positional and arrive
-// as integers; every size is a keyword, so no two of them can be swapped unnoticed. vda/ops/_lib.py is the only
-// caller: it has checked shapes, types and devices, and keeps the arrays alive during the call.
+// The Python module vda._C: one block per op, and the only place that throws. Pointers are positional and
+// arrive as integers; every size is a keyword, so no two of them can be swapped unnoticed. vda/ops/_lib.py is
+// the only caller: it has checked shapes, types and devices, and keeps the arrays alive during the call.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -178,10 +178,10 @@ PYBIND11_MODULE(_C, m) {
     m.def(
         "warp_backward",
         [](const std::string& device, Address grad_out, Address image, Address flow, Address grad_image,
-           Address grad_flow, Address fixed_point, Address scale, Strides grad_out_stride, Strides image_stride,
-           Strides flow_stride, int64_t batch, int channels, int height, int width, const std::string& dtype,
-           const std::string& flow_dtype, const std::string& mode, const std::string& padding, int threads,
-           Address stream) {
+           Address grad_flow, Address fixed_point, Address scale, Strides grad_out_stride,
+           Strides image_stride, Strides flow_stride, int64_t batch, int channels, int height, int width,
+           const std::string& dtype, const std::string& flow_dtype, const std::string& mode,
+           const std::string& padding, int threads, Address stream) {
             const WarpBackwardParams p{view(grad_out, grad_out_stride),
                                        view(image, image_stride),
                                        flow_view(flow, flow_stride, flow_dtype),
@@ -206,9 +206,9 @@ PYBIND11_MODULE(_C, m) {
     m.def(
         "warp_occlusion",
         [](const std::string& device, Address frame, Address neighbour, Address flow, Address out,
-           Address visible, Strides frame_stride, Strides neighbour_stride, Strides flow_stride, int64_t batch,
-           int channels, int height, int width, const std::string& dtype, const std::string& flow_dtype,
-           double limit, int threads, Address stream) {
+           Address visible, Strides frame_stride, Strides neighbour_stride, Strides flow_stride,
+           int64_t batch, int channels, int height, int width, const std::string& dtype,
+           const std::string& flow_dtype, double limit, int threads, Address stream) {
             const WarpOcclusionParams p{view(frame, frame_stride),
                                         view(neighbour, neighbour_stride),
                                         flow_view(flow, flow_stride, flow_dtype),

@@ -1,5 +1,5 @@
-// What every CUDA kernel shares. Kernels are never launched with <<< >>> but through launch(), so that the same
-// .cu files also compile with a host compiler against tests/shim/cuda_runtime.h.
+// What every CUDA kernel shares. Kernels are never launched with <<< >>> but through launch(), so that the
+// same .cu files also compile with a host compiler against tests/shim/cuda_runtime.h.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -35,7 +35,8 @@ int launch(const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, cudaS
 }
 }  // namespace detail
 
-// Launches kernel(args...) on the stream (a cudaStream_t) and returns the error of the launch itself; no wait.
+// Launches kernel(args...) on the stream (a cudaStream_t) and returns the error of the launch itself; no
+// wait.
 template <typename... P, typename... A>
 int launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, void* stream, A&&... args) {
     const void* entry = reinterpret_cast<const void*>(kernel);
@@ -45,9 +46,10 @@ int launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, voi
         if (code != cudaSuccess) return (void)cudaGetLastError(), code;
     }
     std::tuple<P...> values(std::forward<A>(args)...);
-    const int code = detail::launch(entry, grid, block, shared_bytes, static_cast<cudaStream_t>(stream), values,
-                                    std::index_sequence_for<P...>());
-    if (code != cudaSuccess) (void)cudaGetLastError();  // reported here, so the next call must not see it again
+    const int code = detail::launch(entry, grid, block, shared_bytes, static_cast<cudaStream_t>(stream),
+                                    values, std::index_sequence_for<P...>());
+    if (code != cudaSuccess)
+        (void)cudaGetLastError();  // reported here, so the next call must not see it again
     return code;
 }
 

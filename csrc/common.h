@@ -17,8 +17,8 @@
 #endif
 
 // VDA_CLONES: put before the (non-template) function that does the work of one CPU chunk. The compiler builds
-// it once per instruction set and the loader picks one, so one binary runs everywhere and is fast where it can
-// be. Off under AddressSanitizer, whose runtime is not up yet when the loader picks.
+// it once per instruction set and the loader picks one, so one binary runs everywhere and is fast where it
+// can be. Off under AddressSanitizer, whose runtime is not up yet when the loader picks.
 #if defined(__x86_64__) && defined(__GNUC__) && defined(__GLIBC__) && !defined(__CUDACC__) && \
     !defined(__SANITIZE_ADDRESS__) && !defined(VDA_CUDA_SHIM)
 #define VDA_CLONES __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
@@ -48,8 +48,8 @@ VDA_HD To bit_cast(From from) {
     return to;
 }
 
-// Storage only: every kernel converts to float, accumulates in float and rounds once on the way out. Own types
-// instead of cuda_fp16.h, so that host compilers without a CUDA toolkit build the same source.
+// Storage only: every kernel converts to float, accumulates in float and rounds once on the way out. Own
+// types instead of cuda_fp16.h, so that host compilers without a CUDA toolkit build the same source.
 struct half {
     uint16_t bits;
 };

@@ -1,5 +1,5 @@
-// CUDA kernel of consensus.h: one thread per pixel. 11 bytes per pixel with fp32 flow: label 1, reference 1, flow
-// 8, out 1; the reference is a gather, but neighbouring pixels point to neighbouring pixels.
+// CUDA kernel of consensus.h: one thread per pixel. 11 bytes per pixel with fp32 flow: label 1, reference 1,
+// flow 8, out 1; the reference is a gather, but neighbouring pixels point to neighbouring pixels.
 #include "common.cuh"
 #include "consensus.h"
 

@@ -10,9 +10,9 @@
 
 namespace vda {
 
-// Calls body(begin, end) on disjoint ranges that cover [0, n); at most `threads` of them at a time, none shorter
-// than `grain` (choose it so that a range is worth the ~20 us that a thread costs). The ranges depend on n, grain
-// and threads only. body must not throw.
+// Calls body(begin, end) on disjoint ranges that cover [0, n); at most `threads` of them at a time, none
+// shorter than `grain` (choose it so that a range is worth the ~20 us that a thread costs). The ranges depend
+// on n, grain and threads only. body must not throw.
 template <typename Body>
 void parallel_for(int64_t n, int64_t grain, int threads, const Body& body) {
     if (n <= 0) return;

@@ -5,8 +5,8 @@
 
 namespace vda {
 
-// Beyond 2^24 a float no longer tells neighbouring pixels apart. Such a position, or one that is not finite, is
-// "nowhere": it reads nothing, in every padding mode. Test it before any conversion to int.
+// Beyond 2^24 a float no longer tells neighbouring pixels apart. Such a position, or one that is not finite,
+// is "nowhere": it reads nothing, in every padding mode. Test it before any conversion to int.
 constexpr float kNowhere = 16777216.0f;
 
 enum class Mode : int32_t { bilinear, nearest };
@@ -38,10 +38,14 @@ struct FlowView {
     template <typename A>
     VDA_HD A value(int64_t i) const {
         switch (dtype) {
-            case Dtype::f16: return A(load(static_cast<const half*>(data) + i));
-            case Dtype::bf16: return A(load(static_cast<const bfloat16*>(data) + i));
-            case Dtype::f64: return A(load(static_cast<const double*>(data) + i));
-            default: return A(load(static_cast<const float*>(data) + i));
+            case Dtype::f16:
+                return A(load(static_cast<const half*>(data) + i));
+            case Dtype::bf16:
+                return A(load(static_cast<const bfloat16*>(data) + i));
+            case Dtype::f64:
+                return A(load(static_cast<const double*>(data) + i));
+            default:
+                return A(load(static_cast<const float*>(data) + i));
         }
     }
     // Sample position (x + u, y + v) of pixel (y, x) of image b; A is float, or double for exact gradients.

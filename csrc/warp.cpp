@@ -1,5 +1,5 @@
-// CPU kernels of warp.h. Work is split by rows (by planes for the image gradient, whose scatter then stays inside
-// one thread), so the result is the same for every number of threads.
+// CPU kernels of warp.h. Work is split by rows (by planes for the image gradient, whose scatter then stays
+// inside one thread), so the result is the same for every number of threads.
 #include "warp.h"
 
 #include "parallel.h"
@@ -40,10 +40,18 @@ VDA_CLONES void forward_rows(const WarpParams& p, int64_t begin, int64_t end) {
         const int64_t b = row / p.height;
         const int y = int(row % p.height);
         switch (p.dtype) {
-            case Dtype::f32: forward_row<float>(p, b, y); break;
-            case Dtype::f16: forward_row<half>(p, b, y); break;
-            case Dtype::bf16: forward_row<bfloat16>(p, b, y); break;
-            case Dtype::f64: forward_row<double>(p, b, y); break;
+            case Dtype::f32:
+                forward_row<float>(p, b, y);
+                break;
+            case Dtype::f16:
+                forward_row<half>(p, b, y);
+                break;
+            case Dtype::bf16:
+                forward_row<bfloat16>(p, b, y);
+                break;
+            case Dtype::f64:
+                forward_row<double>(p, b, y);
+                break;
         }
     }
 }
@@ -67,9 +75,15 @@ VDA_CLONES void nearest_rows(const WarpNearestParams& p, int64_t begin, int64_t 
         const int64_t b = row / p.height;
         const int y = int(row % p.height);
         switch (p.element_size) {
-            case 1: nearest_row<uint8_t, float>(p, b, y); break;
-            case 2: nearest_row<uint16_t, float>(p, b, y); break;
-            case 4: nearest_row<uint32_t, float>(p, b, y); break;
+            case 1:
+                nearest_row<uint8_t, float>(p, b, y);
+                break;
+            case 2:
+                nearest_row<uint16_t, float>(p, b, y);
+                break;
+            case 4:
+                nearest_row<uint32_t, float>(p, b, y);
+                break;
             default:
                 if (p.double_flow) {
                     nearest_row<uint64_t, double>(p, b, y);
@@ -84,7 +98,8 @@ VDA_CLONES void nearest_rows(const WarpNearestParams& p, int64_t begin, int64_t 
 template <typename T>
 VDA_HD void backward_image_plane(const WarpBackwardParams& p, int64_t b, int c) {
     using A = Acc<T>;
-    const T* grad_out = static_cast<const T*>(p.grad_out.data) + b * p.grad_out.stride[0] + c * p.grad_out.stride[1];
+    const T* grad_out =
+        static_cast<const T*>(p.grad_out.data) + b * p.grad_out.stride[0] + c * p.grad_out.stride[1];
     A* grad_image = static_cast<A*>(p.grad_image) + (b * p.channels + c) * int64_t(p.height) * p.width;
     for (int y = 0; y < p.height; ++y) {
         for (int x = 0; x < p.width; ++x) {
@@ -103,10 +118,18 @@ VDA_CLONES void backward_image_planes(const WarpBackwardParams& p, int64_t begin
         const int64_t b = i / p.channels;
         const int c = int(i % p.channels);
         switch (p.dtype) {
-            case Dtype::f32: backward_image_plane<float>(p, b, c); break;
-            case Dtype::f16: backward_image_plane<half>(p, b, c); break;
-            case Dtype::bf16: backward_image_plane<bfloat16>(p, b, c); break;
-            case Dtype::f64: backward_image_plane<double>(p, b, c); break;
+            case Dtype::f32:
+                backward_image_plane<float>(p, b, c);
+                break;
+            case Dtype::f16:
+                backward_image_plane<half>(p, b, c);
+                break;
+            case Dtype::bf16:
+                backward_image_plane<bfloat16>(p, b, c);
+                break;
+            case Dtype::f64:
+                backward_image_plane<double>(p, b, c);
+                break;
         }
     }
 }
@@ -115,14 +138,15 @@ template <typename T>
 VDA_HD void backward_flow_row(const WarpBackwardParams& p, int64_t b, int y) {
     using A = Acc<T>;
     const int64_t plane = int64_t(p.height) * p.width;
-    const T* grad_out = static_cast<const T*>(p.grad_out.data) + b * p.grad_out.stride[0] + y * p.grad_out.stride[2];
+    const T* grad_out =
+        static_cast<const T*>(p.grad_out.data) + b * p.grad_out.stride[0] + y * p.grad_out.stride[2];
     const T* image = static_cast<const T*>(p.image.data) + b * p.image.stride[0];
     A* grad_flow = static_cast<A*>(p.grad_flow) + b * 2 * plane + int64_t(y) * p.width;
     for (int x = 0; x < p.width; ++x) {
         A gx = 0, gy = 0;
         if (p.mode == Mode::bilinear) {
-            const Taps<A> taps = bilinear_taps(p.flow.target<A>(b, y, x), p.height, p.width, p.image.stride[2],
-                                               p.image.stride[3], p.padding);
+            const Taps<A> taps = bilinear_taps(p.flow.target<A>(b, y, x), p.height, p.width,
+                                               p.image.stride[2], p.image.stride[3], p.padding);
             for (int c = 0; c < p.channels; ++c) {
                 const A grad = load(grad_out + c * p.grad_out.stride[1] + x * p.grad_out.stride[3]);
                 add_flow_gradient(grad, image + c * p.image.stride[1], taps, gx, gy);
@@ -138,10 +162,18 @@ VDA_CLONES void backward_flow_rows(const WarpBackwardParams& p, int64_t begin, i
         const int64_t b = row / p.height;
         const int y = int(row % p.height);
         switch (p.dtype) {
-            case Dtype::f32: backward_flow_row<float>(p, b, y); break;
-            case Dtype::f16: backward_flow_row<half>(p, b, y); break;
-            case Dtype::bf16: backward_flow_row<bfloat16>(p, b, y); break;
-            case Dtype::f64: backward_flow_row<double>(p, b, y); break;
+            case Dtype::f32:
+                backward_flow_row<float>(p, b, y);
+                break;
+            case Dtype::f16:
+                backward_flow_row<half>(p, b, y);
+                break;
+            case Dtype::bf16:
+                backward_flow_row<bfloat16>(p, b, y);
+                break;
+            case Dtype::f64:
+                backward_flow_row<double>(p, b, y);
+                break;
         }
     }
 }
@@ -157,10 +189,18 @@ VDA_CLONES void occlusion_rows(const WarpOcclusionParams& p, int64_t begin, int6
         const int64_t b = row / p.height;
         const int y = int(row % p.height);
         switch (p.dtype) {
-            case Dtype::f32: occlusion_row<float>(p, limit, b, y); break;
-            case Dtype::f16: occlusion_row<half>(p, limit, b, y); break;
-            case Dtype::bf16: occlusion_row<bfloat16>(p, limit, b, y); break;
-            case Dtype::f64: occlusion_row<double>(p, p.limit, b, y); break;
+            case Dtype::f32:
+                occlusion_row<float>(p, limit, b, y);
+                break;
+            case Dtype::f16:
+                occlusion_row<half>(p, limit, b, y);
+                break;
+            case Dtype::bf16:
+                occlusion_row<bfloat16>(p, limit, b, y);
+                break;
+            case Dtype::f64:
+                occlusion_row<double>(p, p.limit, b, y);
+                break;
         }
     }
 }
@@ -175,7 +215,8 @@ int warp_cpu(const WarpParams& p, int threads) {
 }
 
 int warp_nearest_cpu(const WarpNearestParams& p, int threads) {
-    if (p.element_size != 1 && p.element_size != 2 && p.element_size != 4 && p.element_size != 8) return kBadDtype;
+    if (p.element_size != 1 && p.element_size != 2 && p.element_size != 4 && p.element_size != 8)
+        return kBadDtype;
     if (p.channels == 0 || p.width == 0) return kOk;
     parallel_for(p.batch * p.height, rows_per_thread(p.width, p.channels), threads,
                  [&](int64_t begin, int64_t end) { nearest_rows(p, begin, end); });

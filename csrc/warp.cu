@@ -1,6 +1,7 @@
-// CUDA kernels of warp.h: one thread per pixel, neighbouring threads on neighbouring x, so flow reads and stores
-// are coalesced and the taps of a warp fall on few cache lines. Flow and weights are worked out once per pixel and
-// used for every channel. Bytes per pixel with fp32 and C channels: 8 (flow) + 4 C (read) + 4 C (written).
+// CUDA kernels of warp.h: one thread per pixel, neighbouring threads on neighbouring x, so flow reads and
+// stores are coalesced and the taps of a warp fall on few cache lines. Flow and weights are worked out once
+// per pixel and used for every channel. Bytes per pixel with fp32 and C channels: 8 (flow) + 4 C (read) + 4 C
+// (written).
 #include "common.cuh"
 #include "warp.h"
 
@@ -37,7 +38,8 @@ __global__ void warp_nearest_kernel(WarpNearestParams p) {
 }
 
 __device__ void add_fixed_point(int64_t* sum, double value, double scale) {
-    // Two's complement addition is the same for signed and unsigned, and atomicAdd only knows the unsigned type.
+    // Two's complement addition is the same for signed and unsigned, and atomicAdd only knows the unsigned
+    // type.
     atomicAdd(reinterpret_cast<unsigned long long*>(sum), (unsigned long long)(llrint(value * scale)));
 }
 
@@ -103,19 +105,26 @@ int launch_pixels(void (*kernel)(P...), void* stream, const Params& p, A... more
 
 int warp_cuda(const WarpParams& p, void* stream) {
     switch (p.dtype) {
-        case Dtype::f32: return launch_pixels(warp_kernel<float>, stream, p);
-        case Dtype::f16: return launch_pixels(warp_kernel<half>, stream, p);
-        case Dtype::bf16: return launch_pixels(warp_kernel<bfloat16>, stream, p);
-        case Dtype::f64: return launch_pixels(warp_kernel<double>, stream, p);
+        case Dtype::f32:
+            return launch_pixels(warp_kernel<float>, stream, p);
+        case Dtype::f16:
+            return launch_pixels(warp_kernel<half>, stream, p);
+        case Dtype::bf16:
+            return launch_pixels(warp_kernel<bfloat16>, stream, p);
+        case Dtype::f64:
+            return launch_pixels(warp_kernel<double>, stream, p);
     }
     return kBadDtype;
 }
 
 int warp_nearest_cuda(const WarpNearestParams& p, void* stream) {
     switch (p.element_size) {
-        case 1: return launch_pixels(warp_nearest_kernel<uint8_t, float>, stream, p);
-        case 2: return launch_pixels(warp_nearest_kernel<uint16_t, float>, stream, p);
-        case 4: return launch_pixels(warp_nearest_kernel<uint32_t, float>, stream, p);
+        case 1:
+            return launch_pixels(warp_nearest_kernel<uint8_t, float>, stream, p);
+        case 2:
+            return launch_pixels(warp_nearest_kernel<uint16_t, float>, stream, p);
+        case 4:
+            return launch_pixels(warp_nearest_kernel<uint32_t, float>, stream, p);
         case 8:
             if (p.double_flow) return launch_pixels(warp_nearest_kernel<uint64_t, double>, stream, p);
             return launch_pixels(warp_nearest_kernel<uint64_t, float>, stream, p);
@@ -125,10 +134,14 @@ int warp_nearest_cuda(const WarpNearestParams& p, void* stream) {
 
 int warp_backward_cuda(const WarpBackwardParams& p, void* stream) {
     switch (p.dtype) {
-        case Dtype::f32: return launch_pixels(warp_backward_kernel<float>, stream, p);
-        case Dtype::f16: return launch_pixels(warp_backward_kernel<half>, stream, p);
-        case Dtype::bf16: return launch_pixels(warp_backward_kernel<bfloat16>, stream, p);
-        case Dtype::f64: return launch_pixels(warp_backward_kernel<double>, stream, p);
+        case Dtype::f32:
+            return launch_pixels(warp_backward_kernel<float>, stream, p);
+        case Dtype::f16:
+            return launch_pixels(warp_backward_kernel<half>, stream, p);
+        case Dtype::bf16:
+            return launch_pixels(warp_backward_kernel<bfloat16>, stream, p);
+        case Dtype::f64:
+            return launch_pixels(warp_backward_kernel<double>, stream, p);
     }
     return kBadDtype;
 }
@@ -136,10 +149,14 @@ int warp_backward_cuda(const WarpBackwardParams& p, void* stream) {
 int warp_occlusion_cuda(const WarpOcclusionParams& p, void* stream) {
     const float limit = not_below<float>(p.limit);
     switch (p.dtype) {
-        case Dtype::f32: return launch_pixels(warp_occlusion_kernel<float>, stream, p, limit);
-        case Dtype::f16: return launch_pixels(warp_occlusion_kernel<half>, stream, p, limit);
-        case Dtype::bf16: return launch_pixels(warp_occlusion_kernel<bfloat16>, stream, p, limit);
-        case Dtype::f64: return launch_pixels(warp_occlusion_kernel<double>, stream, p, p.limit);
+        case Dtype::f32:
+            return launch_pixels(warp_occlusion_kernel<float>, stream, p, limit);
+        case Dtype::f16:
+            return launch_pixels(warp_occlusion_kernel<half>, stream, p, limit);
+        case Dtype::bf16:
+            return launch_pixels(warp_occlusion_kernel<bfloat16>, stream, p, limit);
+        case Dtype::f64:
+            return launch_pixels(warp_occlusion_kernel<double>, stream, p, p.limit);
     }
     return kBadDtype;
 }

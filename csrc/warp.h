@@ -1,5 +1,5 @@
-// Backward warp: out(p) = image(p + flow(p)), bilinear or nearest, and its gradients; and the warp fused with the
-// photometric occlusion test, visible(p) = [exp(-alpha ||frame(p) - out(p)||) > threshold].
+// Backward warp: out(p) = image(p + flow(p)), bilinear or nearest, and its gradients; and the warp fused with
+// the photometric occlusion test, visible(p) = [exp(-alpha ||frame(p) - out(p)||) > threshold].
 #pragma once
 
 #include "sampling.h"
@@ -23,9 +23,9 @@ struct WarpNearestParams {
     void* out;      // [B, C, H, W], contiguous
     int64_t batch;
     int channels, height, width;
-    int element_size;   // 1, 2, 4 or 8 bytes
-    bool double_flow;   // positions in double instead of float
-    uint64_t fill;      // bit pattern written where there is no pixel
+    int element_size;  // 1, 2, 4 or 8 bytes
+    bool double_flow;  // positions in double instead of float
+    uint64_t fill;     // bit pattern written where there is no pixel
     Padding padding;
 };
 
@@ -48,10 +48,10 @@ struct WarpBackwardParams {
 };
 
 struct WarpOcclusionParams {
-    View frame;      // [B, C, H, W]
-    View neighbour;  // [B, C, H, W]
-    FlowView flow;   // [B, 2, H, W], from frame to neighbour
-    void* out;       // [B, C, H, W], contiguous: the warped neighbour, 0 outside
+    View frame;        // [B, C, H, W]
+    View neighbour;    // [B, C, H, W]
+    FlowView flow;     // [B, 2, H, W], from frame to neighbour
+    void* out;         // [B, C, H, W], contiguous: the warped neighbour, 0 outside
     uint8_t* visible;  // [B, H, W], contiguous, 0 or 1
     int64_t batch;
     int channels, height, width;
@@ -104,8 +104,8 @@ VDA_HD void warp_occlusion_pixel(const WarpOcclusionParams& p, Acc<T> limit, int
     const int64_t plane = int64_t(p.height) * p.width, pixel = int64_t(y) * p.width + x;
     T* out = static_cast<T*>(p.out) + b * p.channels * plane + pixel;
     const Position<A> at = p.flow.target<A>(b, y, x);
-    const Taps<A> taps = bilinear_taps(at, p.height, p.width, p.neighbour.stride[2], p.neighbour.stride[3],
-                                       Padding::zeros);
+    const Taps<A> taps =
+        bilinear_taps(at, p.height, p.width, p.neighbour.stride[2], p.neighbour.stride[3], Padding::zeros);
     A error = 0;  // squared distance, before any rounding to 16 bit
     for (int c = 0; c < p.channels; ++c) {
         const A value = sample(neighbour + c * p.neighbour.stride[1], taps);

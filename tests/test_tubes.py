@@ -6,7 +6,7 @@ import torch
 from clips import dataset, scrolling_clip
 
 from vda.data.transforms import Augment
-from vda.data.tubes import Tubes, draws, in_memory, loader, true_labels
+from vda.data.tubes import Tubes, draws, loader, true_labels
 from vda.errors import UsageError
 
 
@@ -74,14 +74,3 @@ def test_batch_layout() -> None:
     on_device = batch.to(torch.device("cpu"))
     assert on_device.frames.dtype == torch.float32
     assert on_device.frames.max() <= 1
-
-
-def test_in_memory_reads_once() -> None:
-    clip = scrolling_clip()
-    reads = []
-    original = clip.frame
-    clip.frame = lambda i: reads.append(i) or original(i)  # type: ignore[method-assign]
-    kept = in_memory(dataset(clip)).clips[0]
-    assert np.array_equal(kept.frame(1), kept.frame(1))
-    assert reads == [1]
-    assert kept.exact_flow(0, 1) is kept.exact_flow(0, 1)

@@ -110,6 +110,8 @@ class VAT:
     """Weight of the tube matching loss; 1 in Eq. 9."""
     discriminator: Literal["sequence", "image", "none"] = "sequence"
     """Sequence discriminator (Eq. 8), image discriminator (Eq. 1, Table 3 rows 2 and 4), or none."""
+    discriminator_width: int = 64
+    """Channels of the discriminator's first layer; 64 is the published width."""
     gan: Literal["vanilla", "least_squares"] = "vanilla"
     """Flavour of the adversarial loss. `lambda_adv` belongs to it: 0.001 for vanilla is about 0.01 for least squares."""
     lambda_adv: float = 0.001

@@ -1,8 +1,8 @@
-// CUDA on the CPU, as far as csrc/*.cu use it. Found instead of the toolkit's header of the same name, so the same
-// .cu files compile with a host compiler: blocks run one after another, the threads of a block are fibers that
-// switch at barriers and warp collectives. VDA_SHIM_SEED=<n> in the environment shuffles the order of blocks and
-// threads (unset or 0: ascending). Misuse that hangs or corrupts on a GPU (a barrier that some threads never
-// reach, a lane outside its own mask) ends the launch with an error that says so.
+// CUDA on the CPU, as far as csrc/*.cu use it. Found instead of the toolkit's header of the same name, so the
+// same .cu files compile with a host compiler: blocks run one after another, the threads of a block are
+// fibers that switch at barriers and warp collectives. VDA_SHIM_SEED=<n> in the environment shuffles the
+// order of blocks and threads (unset or 0: ascending). Misuse that hangs or corrupts on a GPU (a barrier that
+// some threads never reach, a lane outside its own mask) ends the launch with an error that says so.
 #pragma once
 
 #include <math.h>
@@ -48,7 +48,8 @@ void* dynamic_shared();
 
 // Waits for all threads of the block; returns how many gave a non-zero value.
 int block_barrier(bool value);
-// Waits for all lanes of the mask; returns what each of the 32 lanes gave (valid until the lane's next exchange).
+// Waits for all lanes of the mask; returns what each of the 32 lanes gave (valid until the lane's next
+// exchange).
 const uint64_t* exchange(unsigned mask, uint64_t value);
 unsigned lane();
 unsigned lanes();  // of this warp: all 32, or fewer in the last warp of an odd block
@@ -137,18 +138,22 @@ T reduce(unsigned mask, T value, T start, Combine combine) {
 inline unsigned __reduce_add_sync(unsigned mask, unsigned value) {
     return shim::reduce(mask, value, 0u, [](unsigned a, unsigned b) { return a + b; });
 }
-inline int __reduce_add_sync(unsigned mask, int value) { return int(__reduce_add_sync(mask, unsigned(value))); }
+inline int __reduce_add_sync(unsigned mask, int value) {
+    return int(__reduce_add_sync(mask, unsigned(value)));
+}
 inline unsigned __reduce_max_sync(unsigned mask, unsigned value) {
     return shim::reduce(mask, value, 0u, [](unsigned a, unsigned b) { return a > b ? a : b; });
 }
 inline int __reduce_max_sync(unsigned mask, int value) {
-    return shim::reduce(mask, value, std::numeric_limits<int>::min(), [](int a, int b) { return a > b ? a : b; });
+    return shim::reduce(mask, value, std::numeric_limits<int>::min(),
+                        [](int a, int b) { return a > b ? a : b; });
 }
 inline unsigned __reduce_min_sync(unsigned mask, unsigned value) {
     return shim::reduce(mask, value, ~0u, [](unsigned a, unsigned b) { return a < b ? a : b; });
 }
 inline int __reduce_min_sync(unsigned mask, int value) {
-    return shim::reduce(mask, value, std::numeric_limits<int>::max(), [](int a, int b) { return a < b ? a : b; });
+    return shim::reduce(mask, value, std::numeric_limits<int>::max(),
+                        [](int a, int b) { return a < b ? a : b; });
 }
 
 // Atomics: fibers never switch inside one. Signed sums wrap on a GPU, hence the unsigned arithmetic.
@@ -161,8 +166,8 @@ T atomic(T* at, U update) {
 }
 }  // namespace shim
 
-#define VDA_SHIM_ATOMIC(name, type, result) \
-    inline type name(type* at, type value) { \
+#define VDA_SHIM_ATOMIC(name, type, result)                            \
+    inline type name(type* at, type value) {                           \
         return shim::atomic(at, [value](type old) { return result; }); \
     }
 VDA_SHIM_ATOMIC(atomicAdd, int, unsigned(old) + unsigned(value))
@@ -180,7 +185,7 @@ VDA_SHIM_ATOMIC(atomicMin, int, old < value ? old : value)
 VDA_SHIM_ATOMIC(atomicMin, unsigned, old < value ? old : value)
 VDA_SHIM_ATOMIC(atomicMin, long long, old < value ? old : value)
 VDA_SHIM_ATOMIC(atomicMin, unsigned long long, old < value ? old : value)
-VDA_SHIM_ATOMIC(atomicAnd, unsigned, old & value)
+VDA_SHIM_ATOMIC(atomicAnd, unsigned, old& value)
 VDA_SHIM_ATOMIC(atomicOr, unsigned, old | value)
 VDA_SHIM_ATOMIC(atomicXor, unsigned, old ^ value)
 VDA_SHIM_ATOMIC(atomicExch, int, value)
@@ -193,14 +198,10 @@ T atomicCAS(T* at, T expected, T value) {
     return shim::atomic(at, [=](T old) { return old == expected ? value : old; });
 }
 
-#define VDA_SHIM_VECTOR(type, name) \
-    struct alignas(2 * sizeof(type)) name##2 { \
-        type x, y; \
-    }; \
-    struct alignas(sizeof(type) == 8 ? 16 : 4 * sizeof(type)) name##4 { \
-        type x, y, z, w; \
-    }; \
-    inline name##2 make_##name##2(type x, type y) { return {x, y}; } \
+#define VDA_SHIM_VECTOR(type, name)                                                         \
+    struct alignas(2 * sizeof(type)) name##2 { type x, y; };                                \
+    struct alignas(sizeof(type) == 8 ? 16 : 4 * sizeof(type)) name##4 { type x, y, z, w; }; \
+    inline name##2 make_##name##2(type x, type y) { return {x, y}; }                        \
     inline name##4 make_##name##4(type x, type y, type z, type w) { return {x, y, z, w}; }
 VDA_SHIM_VECTOR(float, float)
 VDA_SHIM_VECTOR(double, double)

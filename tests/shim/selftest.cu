@@ -33,7 +33,8 @@ __global__ void reverse(int* data) {
     mine[threadIdx.x] = shared[threadIdx.x] / 2;
 }
 
-// Per thread: inclusive prefix sum over its 8 lanes, ballot of odd values, lanes with the same value, block count.
+// Per thread: inclusive prefix sum over its 8 lanes, ballot of odd values, lanes with the same value, block
+// count.
 __global__ void votes(const int* in, int* out) {
     const int n = blockDim.x, i = threadIdx.x;
     int prefix = in[i];
@@ -67,7 +68,9 @@ __global__ void atomics(const int* in, int n, int* out) {
     });
 }
 
-__global__ void fresh_shared(int* out) { out[threadIdx.x] = vda::dynamic_shared<unsigned char>()[threadIdx.x]; }
+__global__ void fresh_shared(int* out) {
+    out[threadIdx.x] = vda::dynamic_shared<unsigned char>()[threadIdx.x];
+}
 
 __global__ void half_the_block_waits() {
     if (threadIdx.x < blockDim.x / 2) __syncthreads();
@@ -90,12 +93,12 @@ __global__ void reads_outside_shared(int* out) {
 
 EXPORT const char* error_text() { return cudaGetErrorString(cudaErrorLaunchFailure); }
 EXPORT int run_block_sum(const double* in, int n, int threads, double* out) {
-    return launch(block_sum, dim3(unsigned((n + threads - 1) / threads)), dim3(unsigned(threads)), 0, nullptr, in, n,
-                  out);
+    return launch(block_sum, dim3(unsigned((n + threads - 1) / threads)), dim3(unsigned(threads)), 0, nullptr,
+                  in, n, out);
 }
 EXPORT int run_reverse(int* data, int blocks, int threads) {
-    return launch(reverse, dim3(unsigned(blocks)), dim3(unsigned(threads)), size_t(threads) * sizeof(int), nullptr,
-                  data);
+    return launch(reverse, dim3(unsigned(blocks)), dim3(unsigned(threads)), size_t(threads) * sizeof(int),
+                  nullptr, data);
 }
 EXPORT int run_votes(const int* in, int* out, int threads) {
     return launch(votes, dim3(1), dim3(unsigned(threads)), 0, nullptr, in, out);
@@ -109,10 +112,15 @@ EXPORT int run_atomics(const int* in, int n, int* out) {
 EXPORT int run_fresh_shared(int* out) { return launch(fresh_shared, dim3(1), dim3(16), 16, nullptr, out); }
 EXPORT int run_misuse(int which, int* out) {
     switch (which) {
-        case 0: return launch(half_the_block_waits, dim3(1), dim3(64), 0, nullptr);
-        case 1: return launch(half_the_warp_returns, dim3(1), dim3(32), 0, nullptr);
-        case 2: return launch(lane_outside_its_mask, dim3(1), dim3(32), 0, nullptr);
-        case 3: return launch(lane_outside_its_mask, dim3(1), dim3(2048), 0, nullptr);
-        default: return launch(reads_outside_shared, dim3(1), dim3(32), 0, nullptr, out);
+        case 0:
+            return launch(half_the_block_waits, dim3(1), dim3(64), 0, nullptr);
+        case 1:
+            return launch(half_the_warp_returns, dim3(1), dim3(32), 0, nullptr);
+        case 2:
+            return launch(lane_outside_its_mask, dim3(1), dim3(32), 0, nullptr);
+        case 3:
+            return launch(lane_outside_its_mask, dim3(1), dim3(2048), 0, nullptr);
+        default:
+            return launch(reads_outside_shared, dim3(1), dim3(32), 0, nullptr, out);
     }
 }

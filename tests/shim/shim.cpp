@@ -1,5 +1,5 @@
-// The scheduler behind cuda_runtime.h. A fiber runs one thread after another and is only left when a thread has to
-// wait, so a kernel without barriers never switches.
+// The scheduler behind cuda_runtime.h. A fiber runs one thread after another and is only left when a thread
+// has to wait, so a kernel without barriers never switches.
 #include <sys/mman.h>
 #include <ucontext.h>
 
@@ -43,7 +43,8 @@ struct Fiber {
     Fiber& operator=(const Fiber&) = delete;
 };
 
-// Lanes of one warp that meet under one mask. Two buffers in turn: a lane can be one exchange ahead, never two.
+// Lanes of one warp that meet under one mask. Two buffers in turn: a lane can be one exchange ahead, never
+// two.
 struct Meeting {
     unsigned arrived = 0;
     unsigned round = 0;
@@ -166,7 +167,8 @@ void run_block() {
     block.exited.assign((block.threads + 31) / 32, 0);
     std::fill(shared.begin(), shared.end(), 0xcd);  // nobody may count on zeros
     while (block.finished < block.threads && error.empty()) {
-        // A coin decides between waking and starting, so that a shuffled run also lets some threads race ahead.
+        // A coin decides between waking and starting, so that a shuffled run also lets some threads race
+        // ahead.
         const bool start = !block.unstarted.empty() && (block.runnable.empty() || (shuffled && order() % 2));
         if (start) {
             resume(fresh_fiber());
@@ -244,7 +246,8 @@ int launch(dim3 grid, dim3 threads, size_t shared_bytes, const std::function<voi
     for (uint64_t i = 0; i < blocks.size(); ++i) blocks[i] = i;
     if (shuffled) std::shuffle(blocks.begin(), blocks.end(), order);
     for (uint64_t i : blocks) {
-        blockIdx = {unsigned(i % grid.x), unsigned(i / grid.x % grid.y), unsigned(i / (uint64_t(grid.x) * grid.y))};
+        blockIdx = {unsigned(i % grid.x), unsigned(i / grid.x % grid.y),
+                    unsigned(i / (uint64_t(grid.x) * grid.y))};
         run_block();
         if (!error.empty()) {
             std::fprintf(stderr, "shim: %s\n", error.c_str());
@@ -260,9 +263,12 @@ int launch(dim3 grid, dim3 threads, size_t shared_bytes, const std::function<voi
 
 const char* cudaGetErrorString(cudaError_t code) {
     switch (code) {
-        case cudaSuccess: return "no error";
-        case cudaErrorInvalidConfiguration: return "invalid configuration argument";
-        case cudaErrorLaunchFailure: return shim::error.c_str();
+        case cudaSuccess:
+            return "no error";
+        case cudaErrorInvalidConfiguration:
+            return "invalid configuration argument";
+        case cudaErrorLaunchFailure:
+            return shim::error.c_str();
     }
     return "unknown error";
 }

@@ -14,7 +14,8 @@ from vda.errors import UsageError
 # name -> function(split, root=..., size=(height, width)); `root` is None for a data set that needs none.
 DATASETS: dict[str, Callable[..., VideoDataset]] = {
     "camvid": camvid,
-    "embedded": lambda split, root, size: embedded(split, size=size),
+    # Clips are short and drawn many times: each keeps all its rendered frames.
+    "embedded": lambda split, root, size: embedded(split, size=size, cache=64),
 }
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vda.data.clip import Clip, FlowField, Image, LabelMap, VideoDataset
+from vda.data.clip import Clip, FlowField, LabelMap, VideoDataset
 from vda.data.transforms import Augment, Sample, augment
 from vda.errors import UsageError
 
@@ -163,36 +163,3 @@ def collate(items: list[tuple[Sample, list[str]]]) -> Batch:
         flows=stack("flows"),
         names=[names for _, names in items],
     )
-
-
-class InMemory:
-    """A clip that keeps what it has once read: for small sets that are drawn many times."""
-
-    def __init__(self, clip: Clip) -> None:
-        self.clip, self.name, self.frame_names = clip, clip.name, clip.frame_names
-        self._frames: dict[int, Image] = {}
-        self._labels: dict[int, LabelMap | None] = {}
-        self._flows: dict[tuple[int, int], FlowField | None] = {}
-
-    def __len__(self) -> int:
-        return len(self.clip)
-
-    def frame(self, i: int) -> Image:
-        if i not in self._frames:
-            self._frames[i] = self.clip.frame(i)
-        return self._frames[i]
-
-    def label(self, i: int) -> LabelMap | None:
-        if i not in self._labels:
-            self._labels[i] = self.clip.label(i)
-        return self._labels[i]
-
-    def exact_flow(self, i: int, j: int) -> FlowField | None:
-        if (i, j) not in self._flows:
-            self._flows[i, j] = self.clip.exact_flow(i, j)
-        return self._flows[i, j]
-
-
-def in_memory(dataset: VideoDataset) -> VideoDataset:
-    """The data set with every clip `InMemory`."""
-    return replace(dataset, clips=tuple(InMemory(clip) for clip in dataset.clips))

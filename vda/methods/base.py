@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
@@ -33,6 +34,24 @@ def tube_logits(network: nn.Module, frames: Tensor) -> Tensor:
     """Each frame of [B, T, 3, H, W] through the image network: logits [B, T, K, H, W] at the size of the frames."""
     logits = upsample(network(frames.flatten(0, 1)), frames.shape[-2:])
     return logits.unflatten(0, frames.shape[:2])
+
+
+@contextmanager
+def untracked(network: nn.Module) -> Iterator[None]:
+    """Inside, batch norm leaves its running statistics alone.
+
+    A method that sees the target forwards the source under it: the network will be used on the target, and running
+    statistics that mix two domains fit neither. Without effect where the policy freezes the statistics anyway.
+    """
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 def tube_labels(batch: Batch) -> Tensor:

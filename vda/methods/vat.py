@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vda import config
 from vda.data.tubes import Batch
 from vda.losses import cross_entropy, discriminator_loss, frame_loss, generator_loss, tube_loss
-from vda.methods.base import Losses, Method, tube_labels, tube_logits
+from vda.methods.base import Losses, Method, tube_labels, tube_logits, untracked
 from vda.models import ImageDiscriminator, SequenceDiscriminator, frozen
 
 
@@ -28,13 +28,14 @@ class VAT(Method):
         super().__init__(network)
         self.settings = settings
         if settings.discriminator == "sequence":
-            self.discriminators["video"] = SequenceDiscriminator(num_classes, tube_length)
+            self.discriminators["video"] = SequenceDiscriminator(num_classes, tube_length, settings.discriminator_width)
         elif settings.discriminator == "image":
-            self.discriminators["image"] = ImageDiscriminator(num_classes)
+            self.discriminators["image"] = ImageDiscriminator(num_classes, settings.discriminator_width)
 
     def losses(self, source: Batch, target: Batch) -> Iterator[Losses]:
         labels = tube_labels(source)  # [B, T, H, W]
-        logits = tube_logits(self.network, source.frames)  # [B, T, K, H, W]
+        with untracked(self.network):
+            logits = tube_logits(self.network, source.frames)  # [B, T, K, H, W]
         source_tube = logits.softmax(2).transpose(1, 2)  # U~_S, [B, K, T, H, W]
         yield self._supervised(logits, source_tube, labels)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vda import config
 from vda.data.tubes import Batch
 from vda.losses import cross_entropy, iast_regulariser
-from vda.methods.base import Losses, Method, tube_labels, tube_logits
+from vda.methods.base import Losses, Method, tube_labels, tube_logits, untracked
 from vda.ops import consensus, warp_occlusion
 
 
@@ -46,7 +46,8 @@ class VST(Method):
             losses = {k: losses.get(k, 0) + v for k, v in frame.items()}
         yield losses
         if self.settings.source_weight and source is not None:
-            logits = tube_logits(self.network, source.frames)
+            with untracked(self.network):
+                logits = tube_logits(self.network, source.frames)
             seg = cross_entropy(logits.flatten(0, 1), tube_labels(source).flatten(0, 1))
             yield {"source": self.settings.source_weight * seg}
 
