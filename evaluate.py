@@ -17,14 +17,15 @@ import torch
 import tyro
 from torch import nn
 
-from vda.checkpoint import Checkpoint, atomic_write, latest, load_checkpoint, load_weights
+from vda.checkpoint import atomic_write
 from vda.cli import choose_device, run_command
 from vda.data import VideoDataset, open_dataset
 from vda.errors import UsageError
 from vda.metrics import Scorer
-from vda.models import build_network, upsample
+from vda.models import upsample
 from vda.progress import progress
 from vda.report import score_table
+from vda.run import network_of, open_checkpoint
 
 Scores = dict[str, Any]
 
@@ -53,23 +54,6 @@ def score(network: nn.Module, dataset: VideoDataset, device: torch.device, *, na
     if not scores["frames"]:
         raise UsageError(f"data set {dataset.name}: wanted labelled frames to score, found none")
     return scores | {"dataset": dataset.name}
-
-
-def network_of(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
-    """The network that a checkpoint holds, built from the settings that it carries."""
-    network = build_network(**checkpoint.meta["network"])
-    load_weights(network, checkpoint)
-    return network.to(device, memory_format=torch.channels_last).eval()
-
-
-def open_checkpoint(path: Path) -> Checkpoint:
-    """A checkpoint folder, or the newest valid one of a phase folder."""
-    if not path.is_dir():
-        raise UsageError(f"{path}: wanted a checkpoint folder, found {'a file' if path.exists() else 'nothing'}")
-    newest = path if (path / "manifest.json").exists() else latest(path)
-    if newest is None:
-        raise UsageError(f"{path}: wanted a checkpoint, found none in this folder")
-    return load_checkpoint(newest)
 
 
 @dataclass(frozen=True)

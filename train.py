@@ -14,92 +14,27 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-import tyro
-import yaml
-from torch import nn
 
-from evaluate import network_of, open_checkpoint, score, write_scores
+from evaluate import score, write_scores
 from vda import config as settings
 from vda import pseudo
-from vda.checkpoint import atomic_write, latest, load_checkpoint, prune, save_checkpoint
-from vda.cli import Stopped, choose_device, run_command
+from vda.checkpoint import latest, load_checkpoint, prune, save_checkpoint
+from vda.cli import Stopped, open_folder, parse, run_command
 from vda.config import Config, Optimiser, Phase
-from vda.data import VideoDataset, open_dataset
-from vda.data.tubes import FlowSource, LabelSource, Tubes, loader, true_labels
+from vda.data.tubes import Tubes, loader, true_labels
 from vda.errors import UsageError
-from vda.flow.providers import PROVIDERS
 from vda.methods import METHODS, Method
-from vda.metrics import ConfusionMatrix
-from vda.models import build_network
-from vda.panels import prediction_panels, pseudo_panels
+from vda.panels import write_run_report
 from vda.progress import progress
-from vda.recipes import RECIPES
-from vda.report import score_table, write_report
+from vda.report import score_table
+from vda.run import Run, network_of, open_checkpoint
 
 KEEP_CHECKPOINTS = 2
-
-
-class Run:
-    """One run folder, with the data, networks and checkpoints of its phases."""
-
-    def __init__(self, config: Config, folder: Path) -> None:
-        self.config, self.folder = config, folder
-        self.device = choose_device(config.device)
-        data = config.data
-        target_root = data.target_root or data.source_root
-        self.source = open_dataset(data.source, data.source_root, data.size)
-        self.target = open_dataset(data.target, target_root, data.size)
-        self.validation = open_dataset(data.validation, target_root, data.size)
-        if not self.source.classes == self.target.classes == self.validation.classes:
-            raise UsageError(f"data sets {data.source}, {data.target} and {data.validation}: wanted one class list")
-        self.flow = PROVIDERS[config.flow]()
-
-    def network(self, start: Phase | None = None) -> nn.Module:
-        """A new network, or one with the last weights of an earlier phase."""
-        if start is not None:
-            return network_of(open_checkpoint(self.folder / start), self.device)
-        net = self.config.network
-        torch.manual_seed(self.config.seed)
-        return build_network(
-            net.name,
-            self.source.num_classes,
-            width=net.width,
-            batch_norm=net.batch_norm,
-            weights=net.weights,
-            variant=net.variant,
-        ).to(self.device, memory_format=torch.channels_last)
-
-    def tubes(
-        self,
-        dataset: VideoDataset,
-        labels: LabelSource | None,
-        *,
-        augment: settings.Augment | None = None,
-        flow: FlowSource | None = None,
-        stream: int = 0,
-    ) -> Tubes:
-        """Training tubes; `stream` keeps the draws of two data sets of one phase apart."""
-        data = self.config.data
-        return Tubes(
-            dataset,
-            length=data.tube_length,
-            step=data.frame_step,
-            augment=augment or self.config.augment,
-            seed=2 * self.config.seed + stream,
-            labels=labels,
-            flow=flow,
-        )
-
-    @cached_property
-    def pseudo_labels(self) -> pseudo.PseudoLabels:
-        return pseudo.open_labels(self.folder / "pseudo")
 
 
 # --- phases
@@ -290,44 +225,7 @@ class StopSignal:
             signal.signal(number, handler)
 
 
-# --- a run from its command line
-
-
-def parse(argv: Sequence[str]) -> Config:
-    """Recipe or YAML file, and settings, from a command line."""
-    if argv and Path(argv[0]).suffix in (".yaml", ".yml"):
-        base = settings.load_yaml(Path(argv[0]), Config())
-        return tyro.cli(Config, default=base, args=argv[1:], description=__doc__)
-    if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
-        argv = ["embedded", *argv]
-    return tyro.extras.overridable_config_cli(dict(RECIPES), args=list(argv), description=__doc__)
-
-
-def open_folder(config: Config) -> Path:
-    """The run folder: new, or the one to resume after a check that its settings are these."""
-    if not config.resume:
-        folder = config.out or next(f for f in run_folders(config.recipe) if not f.exists())
-        if folder.exists() and any(folder.iterdir()):
-            raise UsageError(f"{folder}: this folder is not empty; pass --resume to continue it, or another --out")
-        folder.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(settings.to_dict(replace(config, out=None)), sort_keys=False)
-        atomic_write(folder / "config.yaml", text.encode())
-        return folder
-    existing = list(itertools.takewhile(Path.exists, run_folders(config.recipe)))
-    folder = config.out or (existing[-1] if existing else Path("runs") / f"{config.recipe}-1")
-    if not (folder / "config.yaml").exists():
-        raise UsageError(f"{folder}: wanted a run to resume, found no config.yaml there")
-    stored = settings.load_yaml(folder / "config.yaml", Config())
-    if settings.digest(stored) != settings.digest(config):
-        raise UsageError(
-            f"{folder}: this run was started with other settings; continue it with "
-            f"`python train.py {folder}/config.yaml --resume --out {folder}`"
-        )
-    return folder
-
-
-def run_folders(recipe: str) -> Iterator[Path]:
-    return (Path("runs") / f"{recipe}-{n}" for n in itertools.count(1))
+# --- a run
 
 
 def how_to_resume(run: Run) -> str:
@@ -335,7 +233,7 @@ def how_to_resume(run: Run) -> str:
 
 
 def train(argv: Sequence[str]) -> None:
-    config = parse(argv)
+    config = parse(argv, __doc__ or "")
     run = Run(config, open_folder(config))
     print(f"run folder {run.folder}, device {run.device}, seed {config.seed}")
     scores: dict[str, Any] = {}
@@ -348,47 +246,6 @@ def train(argv: Sequence[str]) -> None:
         write_scores(run.folder / "scores.json", scores)
     report = write_run_report(run, scores)
     print(f"run folder {run.folder}: checkpoints, scores.json, {report.name}")
-
-
-def write_run_report(run: Run, scores: dict[str, Any]) -> Path:
-    """The HTML page of the run, with pictures of every stage that has been trained."""
-    networks = {phase: run.network(phase) for phase in PHASES if phase != "pseudo" and latest(run.folder / phase)}
-    panels = prediction_panels(networks, run.validation, run.device)
-    coverage = None
-    if (run.folder / "pseudo" / "manifest.jsonl").exists():
-        labels = run.pseudo_labels
-        panels += pseudo_panels(run.target, labels, run.flow, run.config.vst.refine, run.config.occlusion)
-        coverage = pseudo_scores(run.target, labels)
-    log = run.folder / "log.jsonl"
-    path = run.folder / "report.html"
-    write_report(
-        path,
-        title=f"{run.config.recipe}: {run.source.name} to {run.target.name}",
-        settings=settings.to_dict(run.config),
-        scores=scores,
-        classes=run.source.classes,
-        palette=run.source.palette,
-        panels=panels,
-        log=[json.loads(line) for line in log.read_text().splitlines()] if log.exists() else None,
-        pseudo=coverage,
-    )
-    return path
-
-
-def pseudo_scores(target: VideoDataset, labels: pseudo.PseudoLabels) -> dict[str, Any]:
-    """Coverage and, where the target happens to have labels, accuracy of the pseudo labels. For the report alone."""
-    matrix = ConfusionMatrix(target.num_classes)
-    for clip in target.clips:
-        for i in range(len(clip)):
-            truth = clip.label(i)
-            if truth is not None:
-                matrix.update(labels(clip, i), truth)
-    return {
-        "coverage": matrix.coverage().tolist(),
-        "iou": matrix.iou(covered_only=True).tolist(),
-        "miou": matrix.miou(covered_only=True),
-        "total_coverage": labels.coverage,
-    }
 
 
 def scored(run: Run, phase: Phase) -> dict[str, Any]:

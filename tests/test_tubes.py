@@ -1,6 +1,5 @@
 """Tubes: what is drawn depends on (seed, iteration) alone; nothing crosses a clip."""
 
-import numpy as np
 import pytest
 import torch
 from clips import dataset, scrolling_clip

@@ -1,13 +1,22 @@
-"""What the command lines share: one sentence and status 2 for bad input, and the choice of the device."""
+"""From a command line to a run: settings, run folder, device, and one sentence with status 2 for bad input."""
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import torch
+import tyro
+import yaml
 
+from vda import config as settings
+from vda.checkpoint import atomic_write
+from vda.config import Config
 from vda.errors import UsageError
+from vda.recipes import RECIPES
 
 
 class Stopped(Exception):
@@ -35,3 +44,40 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)
+
+
+def parse(argv: Sequence[str], description: str) -> Config:
+    """Recipe or YAML file, and settings, from a command line."""
+    if argv and Path(argv[0]).suffix in (".yaml", ".yml"):
+        base = settings.load_yaml(Path(argv[0]), Config())
+        return tyro.cli(Config, default=base, args=argv[1:], description=description)
+    if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
+        argv = ["embedded", *argv]
+    return tyro.extras.overridable_config_cli(dict(RECIPES), args=list(argv), description=description)
+
+
+def open_folder(config: Config) -> Path:
+    """The run folder: new, or the one to resume after a check that its settings are these."""
+    if not config.resume:
+        folder = config.out or next(f for f in run_folders(config.recipe) if not f.exists())
+        if folder.exists() and any(folder.iterdir()):
+            raise UsageError(f"{folder}: this folder is not empty; pass --resume to continue it, or another --out")
+        folder.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(settings.to_dict(replace(config, out=None)), sort_keys=False)
+        atomic_write(folder / "config.yaml", text.encode())
+        return folder
+    existing = list(itertools.takewhile(Path.exists, run_folders(config.recipe)))
+    folder = config.out or (existing[-1] if existing else Path("runs") / f"{config.recipe}-1")
+    if not (folder / "config.yaml").exists():
+        raise UsageError(f"{folder}: wanted a run to resume, found no config.yaml there")
+    stored = settings.load_yaml(folder / "config.yaml", Config())
+    if settings.digest(stored) != settings.digest(config):
+        raise UsageError(
+            f"{folder}: this run was started with other settings; continue it with "
+            f"`python train.py {folder}/config.yaml --resume --out {folder}`"
+        )
+    return folder
+
+
+def run_folders(recipe: str) -> Iterator[Path]:
+    return (Path("runs") / f"{recipe}-{n}" for n in itertools.count(1))

@@ -113,7 +113,7 @@ class VAT:
     discriminator_width: int = 64
     """Channels of the discriminator's first layer; 64 is the published width."""
     gan: Literal["vanilla", "least_squares"] = "vanilla"
-    """Flavour of the adversarial loss. `lambda_adv` belongs to it: 0.001 for vanilla is about 0.01 for least squares."""
+    """Flavour of the adversarial loss; `lambda_adv` belongs to it: 0.001 for vanilla is 0.01 for least squares."""
     lambda_adv: float = 0.001
     """Weight of the adversarial loss, lambda_V of Eq. 9."""
     discriminator_lr: float = 1e-4

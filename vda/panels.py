@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vda.config import Occlusion
+from vda.checkpoint import latest
+from vda.config import Occlusion, Phase, to_dict
 from vda.data.clip import Clip, Image, LabelMap, VideoDataset
-from vda.data.tubes import Batch, FlowSource, LabelSource
+from vda.data.tubes import Batch, FlowSource
 from vda.methods.vst import refine
+from vda.metrics import ConfusionMatrix
 from vda.models import upsample
 from vda.ops import warp_occlusion
-from vda.report import Panel, colour_label, flow_image, overlay
+from vda.pseudo import PseudoLabels
+from vda.report import Panel, colour_label, flow_image, overlay, write_report
+from vda.run import Run
 
 
 def spread(dataset: VideoDataset, count: int) -> list[tuple[Clip, int]]:
@@ -50,7 +57,7 @@ def prediction_panels(
 @torch.inference_mode()
 def pseudo_panels(
     dataset: VideoDataset,
-    labels: LabelSource,
+    labels: PseudoLabels,
     flow: FlowSource,
     refinement: str,
     occlusion: Occlusion,
@@ -92,3 +99,46 @@ def pseudo_panels(
 
 def _tensor(image: Image) -> Tensor:
     return torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+
+
+def write_run_report(run: Run, scores: dict[str, Any]) -> Path:
+    """The HTML page of the run, with pictures of every stage that has been trained."""
+    networks = {
+        phase: run.network(phase) for phase in get_args(Phase) if phase != "pseudo" and latest(run.folder / phase)
+    }
+    panels = prediction_panels(networks, run.validation, run.device)
+    coverage = None
+    if (run.folder / "pseudo" / "manifest.jsonl").exists():
+        labels = run.pseudo_labels
+        panels += pseudo_panels(run.target, labels, run.flow, run.config.vst.refine, run.config.occlusion)
+        coverage = pseudo_scores(run.target, labels)
+    log = run.folder / "log.jsonl"
+    path = run.folder / "report.html"
+    write_report(
+        path,
+        title=f"{run.config.recipe}: {run.source.name} to {run.target.name}",
+        settings=to_dict(run.config),
+        scores=scores,
+        classes=run.source.classes,
+        palette=run.source.palette,
+        panels=panels,
+        log=[json.loads(line) for line in log.read_text().splitlines()] if log.exists() else None,
+        pseudo=coverage,
+    )
+    return path
+
+
+def pseudo_scores(target: VideoDataset, labels: PseudoLabels) -> dict[str, Any]:
+    """Coverage and, where the target happens to have labels, accuracy of the pseudo labels. For the report alone."""
+    matrix = ConfusionMatrix(target.num_classes)
+    for clip in target.clips:
+        for i in range(len(clip)):
+            truth = clip.label(i)
+            if truth is not None:
+                matrix.update(labels(clip, i), truth)
+    return {
+        "coverage": matrix.coverage().tolist(),
+        "iou": matrix.iou(covered_only=True).tolist(),
+        "miou": matrix.miou(covered_only=True),
+        "total_coverage": labels.coverage,
+    }

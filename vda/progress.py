@@ -29,5 +29,5 @@ def progress(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm[Any]
     """`tqdm(iterable, **options)` to stderr; one line every 20 seconds and one at the end where that is a log file."""
     if sys.stderr.isatty():
         return tqdm(iterable, dynamic_ncols=True, **options)
-    quiet = {"mininterval": SECONDS_BETWEEN_LINES, "maxinterval": SECONDS_BETWEEN_LINES, "miniters": 1, "ncols": 100}
-    return tqdm(iterable, file=_Lines(sys.stderr), delay=1e-9, ascii=True, **quiet, **options)
+    options |= {"mininterval": SECONDS_BETWEEN_LINES, "maxinterval": SECONDS_BETWEEN_LINES, "miniters": 1}
+    return tqdm(iterable, file=_Lines(sys.stderr), delay=1e-9, ascii=True, ncols=100, **options)

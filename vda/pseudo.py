@@ -59,7 +59,7 @@ def probabilities(generator: Generator, clip: Clip) -> Iterator[Tensor]:
             if j not in probs:
                 image = torch.from_numpy(clip.frame(j)).to(generator.device)
                 frames[j] = image.permute(2, 0, 1)[None].float() / 255
-                probs[j] = upsample(generator.network(frames[j]), frames[j].shape[-2:]).float().softmax(1)
+                probs[j] = upsample(generator.network(frames[j]), (image.shape[0], image.shape[1])).float().softmax(1)
         neighbours = [j for j in near if j != i]
         yield _aggregate(generator, clip, i, neighbours, frames, probs) if neighbours else probs[i]
         frames.pop(i - 1, None)
@@ -99,7 +99,7 @@ def confident(generator: Generator, clip: Clip, weight: Tensor | None = None) ->
     return Confident(torch.cat(labels), torch.cat(confidences))
 
 
-# --- policies: (predictions of a clip, thresholds so far) -> (thresholds of each frame [N, K], thresholds to go on with)
+# --- policies: (predictions of a clip, thresholds so far) -> (thresholds of its frames [N, K], thresholds to carry on)
 
 
 def clip_adaptive(clip: Confident, theta: Tensor, settings: Pseudo) -> tuple[Tensor, Tensor]:

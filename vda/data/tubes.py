@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -57,7 +56,8 @@ class Batch:
         )
 
 
-class Draw(NamedTuple):
+@dataclass(frozen=True)
+class Draw:
     """One sample of the stream: `index` says which tube, (`epoch`, `index`) how it is augmented."""
 
     epoch: int
@@ -138,7 +138,7 @@ def loader(tubes: Tubes, *, batch: int, start: int, stop: int, workers: int = 0)
     return iter(
         DataLoader(
             tubes,
-            batch_sampler=batches,  # type: ignore[arg-type]
+            batch_sampler=batches,
             collate_fn=collate,
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),

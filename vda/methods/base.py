@@ -32,8 +32,8 @@ class Method(nn.Module):
 
 def tube_logits(network: nn.Module, frames: Tensor) -> Tensor:
     """Each frame of [B, T, 3, H, W] through the image network: logits [B, T, K, H, W] at the size of the frames."""
-    logits = upsample(network(frames.flatten(0, 1)), frames.shape[-2:])
-    return logits.unflatten(0, frames.shape[:2])
+    B, T, _, H, W = frames.shape
+    return upsample(network(frames.flatten(0, 1)), (H, W)).unflatten(0, (B, T))
 
 
 @contextmanager
