@@ -76,6 +76,8 @@ class Evaluate:
 
 def evaluate(options: Evaluate) -> None:
     device = choose_device(options.device)
+    if options.out and options.out.is_dir():
+        raise UsageError(f"{options.out}: wanted a file for the scores, found a folder")
     if not options.checkpoints:
         raise UsageError("checkpoints: wanted at least one checkpoint folder, got none")
     scores: dict[str, Scores] = {}
@@ -90,7 +92,8 @@ def evaluate(options: Evaluate) -> None:
             )
         scores[str(path)] = score(network_of(checkpoint, device), dataset, device, name=str(path)) | {
             "checkpoint": str(checkpoint.path),
-            "rule": "last",
+            "rule": "given" if path == checkpoint.path else "last",
+            "seed": checkpoint.meta["config"]["seed"],
         }
     print(score_table(scores))
     if options.out:

@@ -23,8 +23,8 @@ import torch
 from evaluate import score, write_scores
 from vda import config as settings
 from vda import pseudo
-from vda.checkpoint import latest, load_checkpoint, prune, save_checkpoint
-from vda.cli import Stopped, open_folder, parse, run_command
+from vda.checkpoint import atomic_write, latest, load_checkpoint, load_weights, prune, save_checkpoint
+from vda.cli import Stopped, choose_folder, create_folder, how_to_resume, parse, run_command
 from vda.config import Config, Optimiser, Phase
 from vda.data.tubes import Tubes, loader, true_labels
 from vda.errors import UsageError
@@ -103,6 +103,7 @@ def fit(
     method.to(run.device).train()
     optimisers = build_optimisers(method, optimiser, run.config)
     start = restore(folder, method, optimisers)
+    trim_log(run.folder / "log.jsonl", phase, start)
     if start >= optimiser.iterations:
         print(f"{phase}: already trained, {folder}")
         return
@@ -120,7 +121,7 @@ def fit(
         initial=start,
         total=optimiser.iterations,
     )
-    with StopSignal() as stop, (run.folder / "log.jsonl").open("a") as log:
+    with StopSignal() as stop, (run.folder / "log.jsonl").open("a", buffering=1) as log:
         for iteration, source_batch, target_batch in steps:
             began = time.perf_counter()
             set_learning_rates(optimisers, optimiser, iteration)
@@ -132,8 +133,8 @@ def fit(
             done = iteration + 1
             if stop.requested or done == optimiser.iterations or done % run.config.checkpoint_every == 0:
                 save(run, phase, method, optimisers, done)
-            if stop.requested and done < optimiser.iterations:
-                raise Stopped(f"stopped after step {done} of {phase}; {how_to_resume(run)}")
+            if stop.requested:
+                raise Stopped(f"stopped after step {done} of {phase}; {how_to_resume(run.folder)}")
 
 
 def step(method: Method, optimisers: dict[str, torch.optim.Optimizer], source: Any, target: Any) -> dict[str, float]:
@@ -202,11 +203,24 @@ def restore(folder: Path, method: Method, optimisers: dict[str, torch.optim.Opti
     if newest is None:
         return 0
     checkpoint = load_checkpoint(newest)
-    method.network.load_state_dict(checkpoint.modules["network"])
-    method.discriminators.load_state_dict(checkpoint.modules["discriminators"])
+    load_weights(method.network, checkpoint)
+    load_weights(method.discriminators, checkpoint, "discriminators")
     for name, opt in optimisers.items():
         opt.load_state_dict(checkpoint.state["optimisers"][name])
     return int(checkpoint.meta["iteration"])
+
+
+def trim_log(path: Path, phase: Phase, start: int) -> None:
+    """Drops what the log has beyond the checkpoint that a phase goes on from, and a line torn by a kill."""
+    kept = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if entry["phase"] != phase or entry["iteration"] < start:
+            kept.append(line)
+    atomic_write(path, "".join(f"{line}\n" for line in kept).encode())
 
 
 class StopSignal:
@@ -228,24 +242,26 @@ class StopSignal:
 # --- a run
 
 
-def how_to_resume(run: Run) -> str:
-    return f"continue with `python train.py {run.folder}/config.yaml --resume --out {run.folder}`"
-
-
 def train(argv: Sequence[str]) -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # outside the loop, as Ctrl-C
     config = parse(argv, __doc__ or "")
-    run = Run(config, open_folder(config))
-    print(f"run folder {run.folder}, device {run.device}, seed {config.seed}")
-    scores: dict[str, Any] = {}
-    for phase in config.phases:
-        PHASES[phase](run)
-        if phase != "pseudo":
-            scores[phase] = scored(run, phase)
+    folder = choose_folder(config)
+    run = Run(config, folder)  # opens and checks everything before anything is written
+    create_folder(config, folder)
+    print(f"run folder {folder}, device {run.device}, seed {config.seed}")
+    try:
+        for phase in config.phases:
+            PHASES[phase](run)
+            if phase != "pseudo":
+                scored(run, phase)
+    except KeyboardInterrupt:
+        raise Stopped(f"stopped; {how_to_resume(folder)}") from None
+    scores = {phase: scored(run, phase) for phase in run.trained()}
     if scores:
         print(score_table(scores))
-        write_scores(run.folder / "scores.json", scores)
+        write_scores(folder / "scores.json", scores)
     report = write_run_report(run, scores)
-    print(f"run folder {run.folder}: checkpoints, scores.json, {report.name}")
+    print(f"run folder {folder}: checkpoints, scores.json, {report.name}")
 
 
 def scored(run: Run, phase: Phase) -> dict[str, Any]:

@@ -24,12 +24,15 @@ class Stopped(Exception):
 
 
 def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
-    """Runs `command(argv)`; the exit status: 0, 2 for bad input, 130 when stopped."""
+    """Runs `command(argv)`; the exit status: 0, 2 for bad input or unusable files, 130 when stopped."""
     try:
         command(sys.argv[1:] if argv is None else argv)
-    except UsageError as error:
+    except (UsageError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; what was finished is kept", file=sys.stderr)
+        return 130
     except Stopped as stop:
         print(stop, file=sys.stderr)
         return 130
@@ -56,15 +59,17 @@ def parse(argv: Sequence[str], description: str) -> Config:
     return tyro.extras.overridable_config_cli(dict(RECIPES), args=list(argv), description=description)
 
 
-def open_folder(config: Config) -> Path:
-    """The run folder: new, or the one to resume after a check that its settings are these."""
+def choose_folder(config: Config) -> Path:
+    """The run folder: one that is free, or the one to resume after a check that its settings are these.
+
+    Nothing is written. Raises UsageError for a folder that holds something else, or nothing to resume.
+    """
     if not config.resume:
         folder = config.out or next(f for f in run_folders(config.recipe) if not f.exists())
-        if folder.exists() and any(folder.iterdir()):
-            raise UsageError(f"{folder}: this folder is not empty; pass --resume to continue it, or another --out")
-        folder.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(settings.to_dict(replace(config, out=None)), sort_keys=False)
-        atomic_write(folder / "config.yaml", text.encode())
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UsageError(
+                f"{folder}: wanted a new or empty folder; pass --resume to continue a run, or another --out"
+            )
         return folder
     existing = list(itertools.takewhile(Path.exists, run_folders(config.recipe)))
     folder = config.out or (existing[-1] if existing else Path("runs") / f"{config.recipe}-1")
@@ -72,11 +77,20 @@ def open_folder(config: Config) -> Path:
         raise UsageError(f"{folder}: wanted a run to resume, found no config.yaml there")
     stored = settings.load_yaml(folder / "config.yaml", Config())
     if settings.digest(stored) != settings.digest(config):
-        raise UsageError(
-            f"{folder}: this run was started with other settings; continue it with "
-            f"`python train.py {folder}/config.yaml --resume --out {folder}`"
-        )
+        raise UsageError(f"{folder}: this run was started with other settings; {how_to_resume(folder)}")
     return folder
+
+
+def create_folder(config: Config, folder: Path) -> None:
+    """Makes the folder of a new run, with its settings."""
+    if not (folder / "config.yaml").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(settings.to_dict(replace(config, out=None, resume=False)), sort_keys=False)
+        atomic_write(folder / "config.yaml", text.encode())
+
+
+def how_to_resume(folder: Path) -> str:
+    return f"continue with `python train.py {folder}/config.yaml --resume --out {folder}`"
 
 
 def run_folders(recipe: str) -> Iterator[Path]:

@@ -25,6 +25,11 @@ from vda.errors import UsageError
 Phase = Literal["source_only", "vat", "pseudo", "vst", "oracle"]
 
 
+def _wanted(fits: bool, setting: str, wanted: str, found: Any) -> None:
+    if not fits:
+        raise UsageError(f"setting {setting}: wanted {wanted}, found {found}")
+
+
 @dataclass(frozen=True)
 class Data:
     """Which videos play which part."""
@@ -32,7 +37,7 @@ class Data:
     source: str = "embedded/simulator"
     """Labelled video, as DATASET/SPLIT."""
     target: str = "embedded/camera"
-    """Video to adapt to, as DATASET/SPLIT. Its labels are read by the oracle alone."""
+    """Video to adapt to, as DATASET/SPLIT. Its labels train the oracle alone, and grade pseudo labels in the report."""
     validation: str = "embedded/camera-val"
     """Held-out labelled video on which every stage is scored, as DATASET/SPLIT."""
     source_root: Path | None = None
@@ -47,6 +52,12 @@ class Data:
     """Distance tau between the frames of a tube, in frames of the clip."""
     workers: int = 0
     """Loader processes; 0 loads in the training process."""
+
+    def __post_init__(self) -> None:
+        _wanted(min(self.size) >= 32, "data.size", "at least 32 x 32 pixels, which the discriminators need", self.size)
+        _wanted(self.tube_length >= 2, "data.tube_length", "at least 2 frames", self.tube_length)
+        _wanted(self.frame_step >= 1, "data.frame_step", "at least 1", self.frame_step)
+        _wanted(self.workers >= 0, "data.workers", "0 or more", self.workers)
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,10 @@ class Network:
     """Stride placement, channel order and normalisation of the weights; auto deduces it from the file."""
     batch_norm: Literal["train", "affine_frozen", "eval"] = "eval"
     """train: learn; affine_frozen: only running statistics move; eval: nothing moves. One policy for all methods."""
+
+    def __post_init__(self) -> None:
+        # below 8 channels, torch 2.13's backward of a strided 1x1 convolution in channels-last writes out of bounds
+        _wanted(self.width >= 8, "network.width", "at least 8", self.width)
 
 
 @dataclass(frozen=True)
@@ -83,6 +98,16 @@ class Optimiser:
     """Steps over which the schedule runs; `iterations` where not given (ADVENT: 250000 for 120000 steps)."""
     weight_decay: float = 5e-4
     """L2 penalty."""
+
+    def __post_init__(self) -> None:
+        length = self.schedule_length
+        _wanted(self.iterations >= 1, "optimiser.iterations", "at least 1", self.iterations)
+        _wanted(self.batch >= 1, "optimiser.batch", "at least 1", self.batch)
+        _wanted(self.lr > 0, "optimiser.lr", "more than 0", self.lr)
+        _wanted(
+            length is None or length >= self.iterations, "optimiser.schedule_length", "at least `iterations`", length
+        )
+        _wanted(self.weight_decay >= 0, "optimiser.weight_decay", "0 or more", self.weight_decay)
 
     def factor(self, iteration: int) -> float:
         """Learning rate of a step, as a share of the first one."""
@@ -113,7 +138,7 @@ class VAT:
     discriminator_width: int = 64
     """Channels of the discriminator's first layer; 64 is the published width."""
     gan: Literal["vanilla", "least_squares"] = "vanilla"
-    """Flavour of the adversarial loss; `lambda_adv` belongs to it: 0.001 for vanilla is 0.01 for least squares."""
+    """Flavour of the adversarial loss. Each has weights of its own: use lambda_adv of about 0.01 with least_squares."""
     lambda_adv: float = 0.001
     """Weight of the adversarial loss, lambda_V of Eq. 9."""
     discriminator_lr: float = 1e-4
@@ -139,6 +164,12 @@ class Pseudo:
     rule: Literal["paper", "iast"] = "paper"
     """Order statistic: element number of Eq. 11 and strict >, or IAST's percentile and >=."""
 
+    def __post_init__(self) -> None:
+        _wanted(0 < self.theta_init < 1, "pseudo.theta_init", "between 0 and 1", self.theta_init)
+        _wanted(0 <= self.alpha <= 1, "pseudo.alpha", "0 to 1", self.alpha)
+        _wanted(0 <= self.beta <= 1, "pseudo.beta", "0 to 1", self.beta)
+        _wanted(self.gamma >= 0, "pseudo.gamma", "0 or more", self.gamma)
+
 
 @dataclass(frozen=True)
 class Occlusion:
@@ -149,8 +180,15 @@ class Occlusion:
     """
 
     alpha: float = 50.0
+    """Steepness; more means stricter."""
     threshold: float = 0.7
+    """th of the paper."""
     squared: bool = True
+    """Whether e is the squared norm."""
+
+    def __post_init__(self) -> None:
+        _wanted(self.alpha > 0, "occlusion.alpha", "more than 0", self.alpha)
+        _wanted(0 < self.threshold < 1, "occlusion.threshold", "between 0 and 1", self.threshold)
 
 
 @dataclass(frozen=True)
@@ -178,6 +216,7 @@ class Config:
     """One run: data, network, and the phases in the order in which they are done."""
 
     recipe: str = "custom"
+    """Name of the run's folder under runs/."""
     phases: tuple[Phase, ...] = ("source_only", "vat", "pseudo", "vst", "oracle")
     """What to do, in this order; a phase starts from what the earlier ones left in the run folder."""
     out: Path | None = None
@@ -202,9 +241,14 @@ class Config:
     pseudo: Pseudo = field(default_factory=Pseudo)
     vst: VST = field(default_factory=VST)
 
+    def __post_init__(self) -> None:
+        _wanted(self.seed >= 0, "seed", "0 or more", self.seed)
+        _wanted(self.checkpoint_every >= 1, "checkpoint_every", "at least 1", self.checkpoint_every)
+
 
 # Settings that say where and how a run is done, not what it computes.
-_BESIDE_THE_POINT = ("out", "resume", "device", "checkpoint_every", "phases")
+_BESIDE_THE_POINT = ("recipe", "out", "resume", "device", "checkpoint_every", "phases")
+_BESIDE_THE_POINT_OF_DATA = ("source_root", "target_root", "workers")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -223,6 +267,7 @@ def _plain(value: Any) -> Any:
 def digest(config: Config) -> str:
     """Hash of the settings that decide the numbers; two runs with one digest compute the same."""
     relevant = {k: v for k, v in to_dict(config).items() if k not in _BESIDE_THE_POINT}
+    relevant["data"] = {k: v for k, v in relevant["data"].items() if k not in _BESIDE_THE_POINT_OF_DATA}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 
 

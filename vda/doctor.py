@@ -48,7 +48,7 @@ def _why_no_gpu() -> str:
     if torch.cuda.is_available():
         return ""
     if torch.version.cuda is None:
-        return "this torch is built without CUDA: install one with CUDA from pytorch.org"
+        return "this torch is built without CUDA: install one with CUDA"
     return "torch finds no GPU: check `nvidia-smi`"
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vda.checkpoint import latest
-from vda.config import Occlusion, Phase, to_dict
+from vda.config import Occlusion, to_dict
 from vda.data.clip import Clip, Image, LabelMap, VideoDataset
 from vda.data.tubes import Batch, FlowSource
 from vda.methods.vst import refine
@@ -103,9 +102,7 @@ def _tensor(image: Image) -> Tensor:
 
 def write_run_report(run: Run, scores: dict[str, Any]) -> Path:
     """The HTML page of the run, with pictures of every stage that has been trained."""
-    networks = {
-        phase: run.network(phase) for phase in get_args(Phase) if phase != "pseudo" and latest(run.folder / phase)
-    }
+    networks: dict[str, nn.Module] = {phase: run.network(phase) for phase in run.trained()}
     panels = prediction_panels(networks, run.validation, run.device)
     coverage = None
     if (run.folder / "pseudo" / "manifest.jsonl").exists():

@@ -257,14 +257,21 @@ def _open_manifest(folder: Path, head: dict[str, Any]) -> list[dict[str, Any]]:
     if not path.exists():
         _write_manifest(folder, [head])
         return [head]
+    manifest = _read_manifest(path)
+    for key, value in head.items():
+        if manifest[0].get(key) != value:
+            raise UsageError(
+                f"{path}: these pseudo labels are of another {key}: wanted {value}, found {manifest[0].get(key)}"
+            )
+    return manifest
+
+
+def _read_manifest(path: Path) -> list[dict[str, Any]]:
     try:
         manifest = [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: wanted a manifest of pseudo labels, found: {error}") from None
-    for key, value in head.items():
-        if not manifest or manifest[0].get(key) != value:
-            found = manifest[0].get(key) if manifest else "nothing"
-            raise UsageError(f"{path}: these pseudo labels are of another {key}: wanted {value}, found {found}")
+        manifest[0]["model"], [entry["theta"] for entry in manifest[1:]]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UsageError(f"{path}: wanted a manifest of pseudo labels, found: {error!r}") from None
     return manifest
 
 
@@ -273,9 +280,22 @@ def _write_manifest(folder: Path, manifest: list[dict[str, Any]]) -> None:
     atomic_write(folder / "manifest.jsonl", "".join(json.dumps(entry) + "\n" for entry in manifest).encode())
 
 
-def open_labels(folder: Path) -> PseudoLabels:
-    """The pseudo labels that `generate` finished in `folder`."""
+def open_labels(folder: Path, dataset: VideoDataset, model: str) -> PseudoLabels:
+    """The pseudo labels that `generate` made of `dataset` with the weights whose hash is `model`.
+
+    Raises UsageError where there are none, where they are unfinished, or of another model.
+    """
     path = folder / "manifest.jsonl"
     if not path.exists():
         raise UsageError(f"{path}: wanted pseudo labels, found none; run the phase `pseudo` first")
-    return PseudoLabels(folder, [json.loads(line) for line in path.read_text().splitlines()])
+    manifest = _read_manifest(path)
+    if manifest[0]["model"] != model:
+        raise UsageError(
+            f"{path}: these pseudo labels are of another model: wanted {model}, found {manifest[0]['model']}"
+        )
+    if len(manifest) - 1 != len(dataset.clips):
+        raise UsageError(
+            f"{path}: wanted pseudo labels of {len(dataset.clips)} clips, found {len(manifest) - 1}; "
+            "run the phase `pseudo` to its end first"
+        )
+    return PseudoLabels(folder, manifest)

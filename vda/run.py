@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import nn
@@ -18,6 +19,8 @@ from vda.data.tubes import FlowSource, LabelSource, Tubes
 from vda.errors import UsageError
 from vda.flow.providers import provider
 from vda.models import build_network
+
+NEEDS: dict[Phase, Phase] = {"vat": "source_only", "pseudo": "vat", "vst": "pseudo"}  # phase -> what it starts from
 
 
 class Run:
@@ -38,14 +41,39 @@ class Run:
 
     def _check(self) -> None:
         """Refuses what would fail later, after hours: clips shorter than a tube, a flow that the target lacks."""
-        for dataset in (self.source, self.target):
-            self.tubes(dataset, None)
-        self.flow(next(clip for clip in self.target.clips if len(clip) > 1), 0, 1)
+        self.tubes(self.source, None)
+        clip, (i, j, *_) = self.tubes(self.target, None).tubes[0]
+        self.flow(clip, i, j)
+        net, done = self.config.network, set[str]()
+        if net.weights is not None and not net.weights.is_file():
+            raise UsageError(f"{net.weights}: wanted a file of backbone weights, found none")
+        if net.weights is None and net.batch_norm != "train" and {"source_only", "oracle"} & {*self.config.phases}:
+            raise UsageError(
+                f"network.weights: wanted a file, since batch norm is frozen ({net.batch_norm}) and random weights "
+                "have no statistics; give one, or choose --network.batch-norm train"
+            )
+        for phase in self.config.phases:
+            needed = NEEDS.get(phase)
+            if needed and needed not in done and not (self.folder / needed).exists():
+                raise UsageError(
+                    f"phases: {phase} starts from {needed}, which is neither before it nor in {self.folder}"
+                )
+            done.add(phase)
+
+    def trained(self) -> list[Phase]:
+        """The phases that have left a network in the run folder."""
+        return [phase for phase in get_args(Phase) if phase != "pseudo" and latest(self.folder / phase)]
 
     def network(self, start: Phase | None = None) -> nn.Module:
         """A new network, or one with the last weights of an earlier phase."""
         if start is not None:
-            return network_of(open_checkpoint(self.folder / start), self.device)
+            checkpoint = open_checkpoint(self.folder / start)
+            if checkpoint.meta["classes"] != list(self.source.classes):
+                found = ", ".join(checkpoint.meta["classes"])
+                raise UsageError(
+                    f"{checkpoint.path}: wanted the classes {', '.join(self.source.classes)}, found {found}"
+                )
+            return network_of(checkpoint, self.device)
         net = self.config.network
         torch.manual_seed(self.config.seed)
         network = build_network(
@@ -81,7 +109,8 @@ class Run:
 
     @cached_property
     def pseudo_labels(self) -> pseudo.PseudoLabels:
-        return pseudo.open_labels(self.folder / "pseudo")
+        model = open_checkpoint(self.folder / "vat").digest
+        return pseudo.open_labels(self.folder / "pseudo", self.target, model)
 
 
 def network_of(checkpoint: Checkpoint, device: torch.device) -> nn.Module:

@@ -6,6 +6,7 @@ batch that the uninterrupted run would have seen, with any number of loader proc
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -34,9 +35,9 @@ def true_labels(clip: Clip, i: int) -> LabelMap | None:
 class Batch:
     """B tubes of T frames; index T grows with time.
 
-    frames [B, T, 3, H, W] float32, RGB in [0, 1]. labels [B, T, H, W] uint8, 255 is ignored; None where unlabelled.
-    flows [B, T - 1, 2, 2, H, W] float32, pixels: flows[:, t, 0] = F_{t -> t+1}, flows[:, t, 1] = F_{t+1 -> t}; None
-    where not asked for. names: CLIP/FRAME of every frame.
+    frames [B, T, 3, H, W] RGB, uint8 from the loader, float32 in [0, 1] after `to`. labels [B, T, H, W] uint8, 255 is
+    ignored; None where unlabelled. flows [B, T - 1, 2, 2, H, W] float32, pixels: flows[:, t, 0] = F_{t -> t+1},
+    flows[:, t, 1] = F_{t+1 -> t}; None where not asked for. names: CLIP/FRAME of every frame.
     """
 
     frames: Tensor
@@ -44,13 +45,22 @@ class Batch:
     flows: Tensor | None
     names: list[list[str]]
 
+    def pin_memory(self) -> Batch:
+        """Called by the loader; lets the copy to a GPU run beside the computation."""
+
+        def pin(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.pin_memory()
+
+        return replace(self, frames=self.frames.pin_memory(), labels=pin(self.labels), flows=pin(self.flows))
+
     def to(self, device: torch.device) -> Batch:
         def move(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.to(device, non_blocking=True)
 
+        frames = self.frames.to(device, non_blocking=True)
         return replace(
             self,
-            frames=self.frames.to(device, non_blocking=True).float() / 255,
+            frames=frames.float() / 255 if frames.dtype == torch.uint8 else frames,
             labels=move(self.labels),
             flows=move(self.flows),
         )
@@ -97,7 +107,14 @@ class Tubes(Dataset[tuple[Sample, list[str]]]):
     def __len__(self) -> int:
         return len(self.tubes)
 
-    def __getitem__(self, draw: Draw) -> tuple[Sample, list[str]]:
+    def __getitem__(self, draw: Draw) -> tuple[Sample, list[str]] | UsageError:
+        """The sample, or what is wrong with its files: an exception raised in a loader process loses its sentence."""
+        try:
+            return self._sample(draw)
+        except UsageError as error:
+            return error
+
+    def _sample(self, draw: Draw) -> tuple[Sample, list[str]]:
         clip, indices = self.tubes[draw.index]
         rng = np.random.default_rng([self.seed, draw.epoch, draw.index])
         sample = Sample(
@@ -135,20 +152,33 @@ def draws(size: int, batch: int, seed: int, start: int, stop: int) -> Iterator[l
 def loader(tubes: Tubes, *, batch: int, start: int, stop: int, workers: int = 0) -> Iterator[Batch]:
     """Batches `start` .. `stop` - 1 of a training run, frames still uint8 until `Batch.to`."""
     batches = list(draws(len(tubes), batch, tubes.seed, start, stop))
-    return iter(
-        DataLoader(
-            tubes,
-            batch_sampler=batches,
-            collate_fn=collate,
-            num_workers=workers,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=False,
-        )
+    loaded = DataLoader(
+        tubes,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=workers,
+        worker_init_fn=_leave_ctrl_c_to_the_parent,
+        pin_memory=torch.cuda.is_available(),
     )
+    for item in loaded:
+        if isinstance(item, UsageError):
+            raise item
+        yield item
 
 
-def collate(items: list[tuple[Sample, list[str]]]) -> Batch:
-    """Samples of one size into a batch."""
+def _leave_ctrl_c_to_the_parent(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def collate(items: list[tuple[Sample, list[str]] | UsageError]) -> Batch | UsageError:
+    """Samples of one size into a batch, or the first error among them."""
+    for item in items:
+        if isinstance(item, UsageError):
+            return item
+    return _batch([item for item in items if not isinstance(item, UsageError)])
+
+
+def _batch(items: list[tuple[Sample, list[str]]]) -> Batch:
     samples = [sample for sample, _ in items]
 
     def stack(field: str) -> Tensor | None:

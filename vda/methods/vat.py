@@ -11,6 +11,7 @@ softmax over all frames, which would let frames compete).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 from torch import Tensor, nn
 
@@ -34,12 +35,13 @@ class VAT(Method):
 
     def losses(self, source: Batch, target: Batch) -> Iterator[Losses]:
         labels = tube_labels(source)  # [B, T, H, W]
-        with untracked(self.network):
+        alone = self.settings.discriminator == "none"  # then no target frame is seen, and statistics follow the source
+        with nullcontext() if alone else untracked(self.network):
             logits = tube_logits(self.network, source.frames)  # [B, T, K, H, W]
         source_tube = logits.softmax(2).transpose(1, 2)  # U~_S, [B, K, T, H, W]
         yield self._supervised(logits, source_tube, labels)
 
-        if self.settings.discriminator == "none":
+        if alone:
             return
         source_tube = source_tube.detach()
         target_tube = tube_logits(self.network, target.frames).softmax(2).transpose(1, 2)
