@@ -46,7 +46,7 @@ def score(network: nn.Module, dataset: VideoDataset, device: torch.device, *, na
             if label is None:
                 continue
             image = torch.from_numpy(clip.frame(i)).to(device).permute(2, 0, 1)[None].float() / 255
-            prediction = upsample(network(image), label.shape).argmax(1)[0]  # type: ignore[arg-type]
+            prediction = upsample(network(image), label.shape).argmax(1)[0]
             scorer.add_frame(prediction.to("cpu", torch.uint8).numpy(), label)
         scorer.end_clip()
     bar.close()

@@ -256,7 +256,7 @@ def train(argv: Sequence[str]) -> None:
                 scored(run, phase)
     except KeyboardInterrupt:
         raise Stopped(f"stopped; {how_to_resume(folder)}") from None
-    scores = {phase: scored(run, phase) for phase in run.trained()}
+    scores: dict[str, Any] = {phase: scored(run, phase) for phase in run.trained()}
     if scores:
         print(score_table(scores))
         write_scores(folder / "scores.json", scores)

@@ -25,7 +25,9 @@ def test_digest_ignores_where_and_how_but_not_what() -> None:
     config = Config()
     assert digest(replace(config, out=Path("a"), resume=True, device="cpu", checkpoint_every=7)) == digest(config)
     assert digest(replace(config, seed=1)) != digest(config)
-    assert digest(replace(config, data=Data(size=(8, 8)))) != digest(config)
+    assert digest(replace(config, data=Data(size=(64, 64)))) != digest(config)
+    moved = replace(config, data=replace(config.data, source_root=Path("b"), workers=3))
+    assert digest(moved) == digest(config)
 
 
 def test_schedules() -> None:
@@ -65,9 +67,32 @@ def test_wrong_yaml_is_one_sentence(text: str, tmp_path: Path) -> None:
         load_yaml(path, Config())
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("data", "tube_length", 1),
+        ("data", "frame_step", 0),
+        ("data", "size", [16, 64]),
+        ("network", "width", 4),
+        ("pseudo", "alpha", 2.0),
+        ("pseudo", "theta_init", 1.0),
+        ("occlusion", "alpha", -1.0),
+        ("occlusion", "threshold", 1.0),
+        ("vat", "optimiser", {"iterations": 0}),
+        ("vat", "optimiser", {"batch": 0}),
+        ("vst", "optimiser", {"iterations": 10, "schedule_length": 5}),
+    ],
+)
+def test_impossible_value_is_refused(section: str, key: str, value: object) -> None:
+    with pytest.raises(UsageError, match=r"setting [\w.]+: wanted .*, found"):
+        from_dict({section: {key: value}}, Config(), "run.yaml")
+    with pytest.raises(UsageError, match=r"setting seed: wanted 0 or more, found -1"):
+        Config(seed=-1)
+
+
 def test_values_get_their_types() -> None:
-    config = from_dict({"data": {"size": [8, 16], "source_root": "/data"}, "vat": {"lambda_adv": 1}}, Config(), "x")
-    assert config.data.size == (8, 16)
+    config = from_dict({"data": {"size": [48, 96], "source_root": "/data"}, "vat": {"lambda_adv": 1}}, Config(), "x")
+    assert config.data.size == (48, 96)
     assert config.data.source_root == Path("/data")
     assert isinstance(config.vat.lambda_adv, float)
     assert from_dict({"data": {"source_root": None}}, config, "x").data.source_root is None

@@ -84,6 +84,23 @@ def test_each_loss_reaches_its_own_parameters_alone(discriminator: str) -> None:
     assert reached == {"seg": {"network"}, "adv": {"network"}, "disc": {"discriminators"}}
 
 
+@pytest.mark.parametrize("discriminator", ["sequence", "none"])
+def test_running_statistics_follow_the_target_once_it_is_seen(discriminator: str) -> None:
+    """Black source, white target: the first norm's running mean tells whose statistics it holds."""
+    source, target = batch(), batch(labelled=False)
+    source.frames.zero_()
+    target.frames.fill_(1.0)
+    found = {}
+    for name, only in (("both", target), ("source", source)):
+        method = METHODS["vat"](network(), config.VAT(discriminator=discriminator), K, T).train()  # type: ignore[arg-type]
+        list(method.losses(source, only))
+        norm = next(m for m in method.network.modules() if isinstance(m, nn.BatchNorm2d))
+        found[name] = norm.running_mean.clone()
+        assert norm.momentum == 0.1
+    assert torch.equal(found["both"], found["source"]) == (discriminator == "none")
+    assert found["source"].abs().sum() > 0
+
+
 def test_vat_source_loss_is_eq_9_by_hand() -> None:
     """Cross entropies of the frames added, not averaged, plus the tube loss over both frames."""
     method = METHODS["vat"](network(), config.VAT(discriminator="none"), K, T)

@@ -191,6 +191,19 @@ def test_foreign_manifest_is_refused(tmp_path: Path) -> None:
         run(tmp_path)
 
 
+def test_unfinished_or_foreign_labels_do_not_train(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"found none; run the phase"):
+        pseudo.open_labels(tmp_path, clips(), "m")
+    run(tmp_path)
+    assert len(pseudo.open_labels(tmp_path, clips(), "m").manifest) == 4
+    with pytest.raises(UsageError, match=r"of another model: wanted n, found m"):
+        pseudo.open_labels(tmp_path, clips(), "n")
+    path = tmp_path / "manifest.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(UsageError, match=r"wanted pseudo labels of 3 clips, found 2"):
+        pseudo.open_labels(tmp_path, clips(), "m")
+
+
 def test_labels_are_eight_bit_png(tmp_path: Path) -> None:
     from PIL import Image
 

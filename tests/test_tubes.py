@@ -34,6 +34,15 @@ def test_unlabelled_frame_is_refused_by_name() -> None:
         next(loader(source, batch=1, start=0, stop=1))
 
 
+def test_error_in_a_loader_process_keeps_its_sentence() -> None:
+    clip = scrolling_clip("bare")
+    clip.labels = None
+    source = Tubes(dataset(clip), length=2, step=1, augment=Augment(), seed=0, labels=true_labels)
+    with pytest.raises(UsageError) as caught:
+        next(loader(source, batch=1, start=0, stop=1, workers=1))
+    assert str(caught.value) == "data set arrays/all: frame bare/0002 has no label"
+
+
 def test_every_epoch_sees_every_tube_once() -> None:
     drawn = [d for batch in draws(7, 2, seed=1, start=0, stop=7) for d in batch]
     for epoch in (0, 1):

@@ -74,7 +74,7 @@ class Draw:
     index: int
 
 
-class Tubes(Dataset[tuple[Sample, list[str]]]):
+class Tubes(Dataset["tuple[Sample, list[str]] | UsageError"]):
     """Every tube of `length` frames, `step` apart, that lies inside one clip."""
 
     def __init__(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from vda.methods.base import Method
 from vda.methods.supervised import Supervised
 from vda.methods.vat import VAT
 from vda.methods.vst import VST
 
-METHODS: dict[str, type[Method]] = {
+# name -> constructor: the network, then the settings that the method needs
+METHODS: dict[str, Callable[..., Method]] = {
     "source_only": Supervised,
     "vat": VAT,
     "vst": VST,
