@@ -327,8 +327,12 @@ def test_the_look_changes_pictures_and_nothing_else() -> None:
     np.testing.assert_array_equal(plain.exact_flow(2, 3), filmed.exact_flow(2, 3))
     difference = np.abs(plain.frame(2).astype(int) - filmed.frame(2)).mean()
     assert difference > 20
-    saturation = [np.ptp(c.frame(2).astype(int), axis=-1).mean() for c in (plain, filmed)]
+    pictures = [c.frame(2).astype(float) for c in (plain, filmed)]
+    balanced = [p / p.mean((0, 1)) for p in pictures]  # the camera's white balance taken out
+    saturation = [np.ptp(p, axis=-1).mean() for p in balanced]
     assert saturation[0] > 1.6 * saturation[1]
+    red, _, blue = pictures[1].mean((0, 1))
+    assert red > 1.15 * blue
 
 
 @pytest.mark.parametrize("field", [f.name for f in fields(Look) if f.name not in ("name", "haze_colour")])
