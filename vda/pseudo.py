@@ -64,8 +64,6 @@ def probabilities(generator: Generator, clip: Clip) -> Iterator[Tensor]:
         yield _aggregate(generator, clip, i, neighbours, frames, probs) if neighbours else probs[i]
         frames.pop(i - 1, None)
         probs.pop(i - 1, None)
-        if not generator.settings.aggregate:
-            frames.pop(i), probs.pop(i)
 
 
 def _aggregate(
