@@ -5,57 +5,55 @@
 // with the bilinear warp and the occlusion test of warp.h.
 #pragma once
 
+#include "sighting.h"
 #include "warp.h"
 
 namespace vda {
 
 struct AggregateParams {
-    View probs;             // [B, K, H, W]
-    View neighbour_probs;   // [B, J, K, H, W] without J
-    FlowView flows;         // [B, J, 2, H, W] without J; from the frame to the neighbour
-    View frame;             // [B, C, H, W] float
-    View neighbour_frames;  // [B, J, C, H, W] float, without J
-    // Bytes from one neighbour to the next in neighbour_probs, flows and neighbour_frames.
-    int64_t probs_step, flows_step, frames_step;
+    View probs;                   // [B, K, H, W]
+    Stack<View> neighbour_probs;  // [B, J, K, H, W]
+    Neighbourhood near;
     void* out;  // [B, K, H, W], contiguous, element type of probs
     int64_t batch;
-    int neighbours, classes, channels, height, width;
-    Dtype dtype;   // of probs, neighbour_probs and out: f32, f16 or bf16
-    double limit;  // visible where the squared colour distance is below it
+    int classes;
+    Dtype dtype;  // of probs, neighbour_probs and out: f32, f16 or bf16
 };
 
 int aggregate_cpu(const AggregateParams& p, int threads);
 int aggregate_cuda(const AggregateParams& p, void* stream);
 
+// One pixel of the result. Sums of kClasses classes are held at once; with more classes than that the occlusion test
+// is taken again for each block of them.
 template <typename T>
-VDA_HD const T* neighbour(const View& view, int64_t step, int64_t b, int j) {
-    return reinterpret_cast<const T*>(static_cast<const char*>(view.data) + j * step) + b * view.stride[0];
-}
-
-// Where pixel (y, x) of the frame lies in neighbour j, and whether it can be seen there: the test of
-// warp_occlusion_pixel on fp32 frames.
-struct Sighting {
-    Position<float> at;
-    bool visible;
-};
-
-VDA_HD Sighting sighting(const AggregateParams& p, float limit, int64_t b, int j, int y, int x) {
-    FlowView flow = p.flows;
-    flow.data = static_cast<const char*>(flow.data) + j * p.flows_step;
-    const Position<float> at = flow.target<float>(b, y, x);
-    if (!in_frame(at, p.height, p.width)) return {at, false};
-    const Taps<float> taps = bilinear_taps(at, p.height, p.width, p.neighbour_frames.stride[2],
-                                           p.neighbour_frames.stride[3], Padding::zeros);
-    const float* frame = static_cast<const float*>(p.frame.data) + b * p.frame.stride[0] +
-                         y * p.frame.stride[2] + x * p.frame.stride[3];
-    const float* other = neighbour<float>(p.neighbour_frames, p.frames_step, b, j);
-    float error = 0;
-    for (int c = 0; c < p.channels; ++c) {
-        const float difference =
-            frame[c * p.frame.stride[1]] - sample(other + c * p.neighbour_frames.stride[1], taps);
-        error += difference * difference;
+VDA_HD void aggregate_pixel(const AggregateParams& p, float limit, int64_t b, int y, int x) {
+    constexpr int kClasses = 20;
+    const int64_t plane = int64_t(p.near.height) * p.near.width;
+    const int64_t* stride = p.neighbour_probs.first.stride;
+    const T* own = static_cast<const T*>(p.probs.data) + b * p.probs.stride[0] + y * p.probs.stride[2] +
+                   x * p.probs.stride[3];
+    T* out = static_cast<T*>(p.out) + b * p.classes * plane + int64_t(y) * p.near.width + x;
+    for (int k0 = 0; k0 < p.classes; k0 += kClasses) {
+        float sum[kClasses];
+        for (int k = 0; k < kClasses; ++k) {
+            sum[k] = k0 + k < p.classes ? load(own + (k0 + k) * p.probs.stride[1]) : 0.0f;
+        }
+        int frames = 1;
+        for (int j = 0; j < p.near.neighbours; ++j) {
+            const Sighting seen = sighting(p.near, limit, b, j, y, x);
+            if (!seen.visible) continue;
+            ++frames;
+            const Taps<float> taps =
+                bilinear_taps(seen.at, p.near.height, p.near.width, stride[2], stride[3], Padding::zeros);
+            const T* other = nth<T>(p.neighbour_probs, j, b) + k0 * stride[1];
+            for (int k = 0; k < kClasses; ++k) {
+                if (k0 + k < p.classes) sum[k] += sample(other + k * stride[1], taps);
+            }
+        }
+        for (int k = 0; k < kClasses; ++k) {
+            if (k0 + k < p.classes) store(out + (k0 + k) * plane, sum[k] / float(frames));
+        }
     }
-    return {at, error < limit};
 }
 
 }  // namespace vda

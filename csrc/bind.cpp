@@ -1,12 +1,13 @@
-// The Python module vda._C: one block per op, and the only place that throws. Pointers are positional and
-// arrive as integers; every size is a keyword, so no two of them can be swapped unnoticed. vda/ops/_lib.py is
-// the only caller: it has checked shapes, types and devices, and keeps the arrays alive during the call.
+// The Python module vda._C: one block per op, and the only place that throws. An op takes the members of its
+// parameter struct as keywords, an array as the tuple (address, strides in elements, element type) or None.
+// Every member has to be given and nothing else, so no two of them can be swapped unnoticed.
+// vda/ops/_lib.py is the only caller: it has checked shapes, types and devices, and keeps the arrays alive.
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
-#include <array>
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "aggregate.h"
 #include "common.h"
@@ -26,54 +27,106 @@ using namespace vda;
 
 namespace {
 
-using Address = uintptr_t;
-using Strides = std::array<int64_t, 4>;
+template <typename E>
+struct Name {
+    const char* name;
+    E value;
+};
+constexpr Name<Dtype> kDtypes[] = {{"float32", Dtype::f32},
+                                   {"float16", Dtype::f16},
+                                   {"bfloat16", Dtype::bf16},
+                                   {"float64", Dtype::f64},
+                                   {"int16", Dtype::i16}};
+constexpr Name<Mode> kModes[] = {{"bilinear", Mode::bilinear}, {"nearest", Mode::nearest}};
+constexpr Name<Padding> kPaddings[] = {{"zeros", Padding::zeros}, {"border", Padding::border}};
+constexpr Name<Rule> kRules[] = {{"paper", Rule::paper}, {"iast", Rule::iast}};
+constexpr Name<ConsensusMode> kConsensusModes[] = {{"strict", ConsensusMode::strict},
+                                                   {"lenient", ConsensusMode::lenient},
+                                                   {"fill_in", ConsensusMode::fill_in}};
 
-template <typename T = void>
-T* pointer(Address address) {
-    return reinterpret_cast<T*>(address);
-}
+// Fills the members of a parameter struct from the keywords of a call.
+class Fields {
+  public:
+    explicit Fields(const py::kwargs& given) : given_(given) {}
 
-View view(Address data, const Strides& stride) {
-    return {pointer<const void>(data), {stride[0], stride[1], stride[2], stride[3]}};
-}
+    template <typename T>
+    Fields& operator()(const char* name, T& member) {
+        if (!given_.contains(name)) throw py::type_error(std::string("missing member ") + name);
+        ++taken_;
+        name_ = name;
+        read(given_[name], member);
+        return *this;
+    }
+    void done() const {
+        if (taken_ != given_.size()) throw py::type_error("a member is given that the struct does not have");
+    }
 
-Dtype dtype_of(const std::string& name) {
-    if (name == "float32") return Dtype::f32;
-    if (name == "float16") return Dtype::f16;
-    if (name == "bfloat16") return Dtype::bf16;
-    if (name == "float64") return Dtype::f64;
-    throw std::invalid_argument("no kernel for element type " + name);
-}
+  private:
+    void read(py::handle from, int64_t& to) { to = from.cast<int64_t>(); }
+    void read(py::handle from, uint64_t& to) { to = from.cast<uint64_t>(); }
+    void read(py::handle from, int& to) { to = from.cast<int>(); }
+    void read(py::handle from, uint8_t& to) { to = from.cast<uint8_t>(); }
+    void read(py::handle from, bool& to) { to = from.cast<bool>(); }
+    void read(py::handle from, double& to) { to = from.cast<double>(); }
+    void read(py::handle from, Dtype& to) { to = by_name(from, kDtypes); }
+    void read(py::handle from, Mode& to) { to = by_name(from, kModes); }
+    void read(py::handle from, Padding& to) { to = by_name(from, kPaddings); }
+    void read(py::handle from, Rule& to) { to = by_name(from, kRules); }
+    void read(py::handle from, ConsensusMode& to) { to = by_name(from, kConsensusModes); }
 
-FlowView flow_view(Address data, const Strides& stride, const std::string& dtype) {
-    return {pointer<const void>(data), {stride[0], stride[1], stride[2], stride[3]}, dtype_of(dtype)};
-}
+    template <typename T>
+    void read(py::handle from, T*& to) {
+        to = from.is_none() ? nullptr : reinterpret_cast<T*>(from.cast<py::tuple>()[0].cast<uintptr_t>());
+    }
+    void strides(py::handle from, std::initializer_list<int64_t*> members) {
+        const auto given = from.cast<py::tuple>()[1].cast<py::tuple>();
+        if (given.size() != members.size()) {
+            throw py::type_error(std::string(name_) + ": wanted an array of " +
+                                 std::to_string(members.size()) + " dimensions");
+        }
+        size_t i = 0;
+        for (int64_t* member : members) *member = given[i++].cast<int64_t>();
+    }
+    void read(py::handle from, View& to) {
+        read(from, to.data);
+        int64_t* s = to.stride;
+        if (to.data != nullptr) strides(from, {s, s + 1, s + 2, s + 3});
+    }
+    void read(py::handle from, LabelView& to) {
+        read(from, to.data);
+        int64_t* s = to.stride;
+        if (to.data != nullptr) strides(from, {s, s + 1, s + 2});
+    }
+    void read(py::handle from, FlowView& to) {
+        read(from, to.data);
+        int64_t* s = to.stride;
+        if (to.data == nullptr) return;
+        strides(from, {s, s + 1, s + 2, s + 3});
+        to.dtype = by_name(from.cast<py::tuple>()[2], kDtypes);
+    }
+    template <typename V>
+    void read(py::handle from, Stack<V>& to) {  // [B, J, C, H, W]
+        read(from, to.first.data);
+        int64_t* s = to.first.stride;
+        if (to.first.data == nullptr) return;
+        strides(from, {s, &to.step, s + 1, s + 2, s + 3});
+        if constexpr (std::is_same_v<V, FlowView>)
+            to.first.dtype = by_name(from.cast<py::tuple>()[2], kDtypes);
+    }
 
-Mode mode_of(const std::string& name) {
-    if (name == "bilinear") return Mode::bilinear;
-    if (name == "nearest") return Mode::nearest;
-    throw std::invalid_argument("no mode " + name);
-}
+    template <typename E, size_t N>
+    E by_name(py::handle from, const Name<E> (&names)[N]) {
+        const auto wanted = from.cast<std::string>();
+        for (const Name<E>& known : names) {
+            if (wanted == known.name) return known.value;
+        }
+        throw std::invalid_argument(std::string(name_) + ": no kernel for " + wanted);
+    }
 
-Padding padding_of(const std::string& name) {
-    if (name == "zeros") return Padding::zeros;
-    if (name == "border") return Padding::border;
-    throw std::invalid_argument("no padding " + name);
-}
-
-Rule rule_of(const std::string& name) {
-    if (name == "paper") return Rule::paper;
-    if (name == "iast") return Rule::iast;
-    throw std::invalid_argument("no rule " + name);
-}
-
-ConsensusMode consensus_mode_of(const std::string& name) {
-    if (name == "strict") return ConsensusMode::strict;
-    if (name == "lenient") return ConsensusMode::lenient;
-    if (name == "fill_in") return ConsensusMode::fill_in;
-    throw std::invalid_argument("no mode " + name);
-}
+    const py::kwargs& given_;
+    size_t taken_ = 0;
+    const char* name_ = "";
+};
 
 std::string error_text(int code) {
     if (code == kBadDtype) return "no kernel for this element type";
@@ -90,27 +143,50 @@ std::string error_text(int code) {
 #endif
 }
 
+// The implementations of one op. `naive` is the readable CUDA version, where the other is a different one.
 template <typename Params>
-struct Launcher {
-    using cuda = int (*)(const Params&, void* stream);
+struct Launchers {
+    int (*cpu)(const Params&, int threads);
+    int (*cuda)(const Params&, void* stream);
+    int (*naive)(const Params&, void* stream) = nullptr;
+
+    void operator()(const std::string& device, const Params& p, int threads, uintptr_t stream) const {
+        int code = kOk;
+        if (device == "cpu") {
+            code = cpu(p, threads);
+        } else if (device == "cuda" && cuda != nullptr) {
+            code = cuda(p, reinterpret_cast<void*>(stream));
+        } else if (device == "cuda naive" && cuda != nullptr) {
+            code = (naive != nullptr ? naive : cuda)(p, reinterpret_cast<void*>(stream));
+        } else {
+            throw std::invalid_argument("vda._C has no kernels for device " + device);
+        }
+        if (code != kOk) throw std::runtime_error(error_text(code));
+    }
 };
 
-// Runs one launcher; device is "cpu" or "cuda". The GIL is released by the call guard of the binding.
-template <typename Params>
-void run(const std::string& device, int (*cpu)(const Params&, int), typename Launcher<Params>::cuda cuda,
-         const Params& params, int threads, Address stream) {
-    int code = kOk;
-    if (device == "cpu") {
-        code = cpu(params, threads);
-    } else if (device == "cuda" && cuda != nullptr) {
-        code = cuda(params, pointer<void>(stream));
-    } else {
-        throw std::invalid_argument("vda._C has no kernels for device " + device);
-    }
-    if (code != kOk) throw std::runtime_error(error_text(code));
+// m.<name>(device, threads, stream, **members) runs one op. members(fields, p) reads the struct.
+template <typename Params, typename Members>
+void def(py::module_& m, const char* name, Launchers<Params> launchers, const Members& members) {
+    m.def(name, [=](const std::string& device, int threads, uintptr_t stream, const py::kwargs& given) {
+        Params p{};
+        Fields fields(given);
+        members(fields, p);
+        fields.done();
+        py::gil_scoped_release release;
+        launchers(device, p, threads, stream);
+    });
 }
 
-using NoGil = py::call_guard<py::gil_scoped_release>;
+void neighbourhood(Fields& f, Neighbourhood& p) {
+    f("flows", p.flows)("frame", p.frame)("neighbour_frames", p.neighbour_frames);
+    f("neighbours", p.neighbours)("channels", p.channels)("height", p.height)("width", p.width);
+    f("limit", p.limit);
+}
+void correlation_sizes(Fields& f, CorrelationParams& p) {
+    f("batch", p.batch)("channels", p.channels)("height", p.height)("width", p.width);
+    f("radius", p.radius)("stride", p.stride)("dtype", p.dtype)("scale", p.scale);
+}
 
 }  // namespace
 
@@ -132,259 +208,85 @@ PYBIND11_MODULE(_C, m) {
 #endif
 
     // ---- warp ----
-    m.def(
-        "warp",
-        [](const std::string& device, Address image, Address flow, Address out, Strides image_stride,
-           Strides flow_stride, int64_t batch, int channels, int height, int width, const std::string& dtype,
-           const std::string& flow_dtype, const std::string& padding, int threads, Address stream) {
-            const WarpParams p{view(image, image_stride),
-                               flow_view(flow, flow_stride, flow_dtype),
-                               pointer(out),
-                               batch,
-                               channels,
-                               height,
-                               width,
-                               dtype_of(dtype),
-                               padding_of(padding)};
-            run(device, warp_cpu, VDA_CUDA(warp_cuda), p, threads, stream);
-        },
-        py::arg("device"), py::arg("image"), py::arg("flow"), py::arg("out"), py::kw_only(),
-        py::arg("image_stride"), py::arg("flow_stride"), py::arg("batch"), py::arg("channels"),
-        py::arg("height"), py::arg("width"), py::arg("dtype"), py::arg("flow_dtype"), py::arg("padding"),
-        py::arg("threads"), py::arg("stream"), NoGil());
-    m.def(
-        "warp_nearest",
-        [](const std::string& device, Address image, Address flow, Address out, Strides image_stride,
-           Strides flow_stride, int64_t batch, int channels, int height, int width, int element_size,
-           bool double_flow, uint64_t fill, const std::string& flow_dtype, const std::string& padding,
-           int threads, Address stream) {
-            const WarpNearestParams p{view(image, image_stride),
-                                      flow_view(flow, flow_stride, flow_dtype),
-                                      pointer(out),
-                                      batch,
-                                      channels,
-                                      height,
-                                      width,
-                                      element_size,
-                                      double_flow,
-                                      fill,
-                                      padding_of(padding)};
-            run(device, warp_nearest_cpu, VDA_CUDA(warp_nearest_cuda), p, threads, stream);
-        },
-        py::arg("device"), py::arg("image"), py::arg("flow"), py::arg("out"), py::kw_only(),
-        py::arg("image_stride"), py::arg("flow_stride"), py::arg("batch"), py::arg("channels"),
-        py::arg("height"), py::arg("width"), py::arg("element_size"), py::arg("double_flow"), py::arg("fill"),
-        py::arg("flow_dtype"), py::arg("padding"), py::arg("threads"), py::arg("stream"), NoGil());
-    m.def(
-        "warp_backward",
-        [](const std::string& device, Address grad_out, Address image, Address flow, Address grad_image,
-           Address grad_flow, Address fixed_point, Address scale, Strides grad_out_stride,
-           Strides image_stride, Strides flow_stride, int64_t batch, int channels, int height, int width,
-           const std::string& dtype, const std::string& flow_dtype, const std::string& mode,
-           const std::string& padding, int threads, Address stream) {
-            const WarpBackwardParams p{view(grad_out, grad_out_stride),
-                                       view(image, image_stride),
-                                       flow_view(flow, flow_stride, flow_dtype),
-                                       pointer(grad_image),
-                                       pointer(grad_flow),
-                                       pointer<int64_t>(fixed_point),
-                                       pointer<const double>(scale),
-                                       batch,
-                                       channels,
-                                       height,
-                                       width,
-                                       dtype_of(dtype),
-                                       mode_of(mode),
-                                       padding_of(padding)};
-            run(device, warp_backward_cpu, VDA_CUDA(warp_backward_cuda), p, threads, stream);
-        },
-        py::arg("device"), py::arg("grad_out"), py::arg("image"), py::arg("flow"), py::arg("grad_image"),
-        py::arg("grad_flow"), py::arg("fixed_point"), py::arg("scale"), py::kw_only(),
-        py::arg("grad_out_stride"), py::arg("image_stride"), py::arg("flow_stride"), py::arg("batch"),
-        py::arg("channels"), py::arg("height"), py::arg("width"), py::arg("dtype"), py::arg("flow_dtype"),
-        py::arg("mode"), py::arg("padding"), py::arg("threads"), py::arg("stream"), NoGil());
-    m.def(
-        "warp_occlusion",
-        [](const std::string& device, Address frame, Address neighbour, Address flow, Address out,
-           Address visible, Strides frame_stride, Strides neighbour_stride, Strides flow_stride,
-           int64_t batch, int channels, int height, int width, const std::string& dtype,
-           const std::string& flow_dtype, double limit, int threads, Address stream) {
-            const WarpOcclusionParams p{view(frame, frame_stride),
-                                        view(neighbour, neighbour_stride),
-                                        flow_view(flow, flow_stride, flow_dtype),
-                                        pointer(out),
-                                        pointer<uint8_t>(visible),
-                                        batch,
-                                        channels,
-                                        height,
-                                        width,
-                                        dtype_of(dtype),
-                                        limit};
-            run(device, warp_occlusion_cpu, VDA_CUDA(warp_occlusion_cuda), p, threads, stream);
-        },
-        py::arg("device"), py::arg("frame"), py::arg("neighbour"), py::arg("flow"), py::arg("out"),
-        py::arg("visible"), py::kw_only(), py::arg("frame_stride"), py::arg("neighbour_stride"),
-        py::arg("flow_stride"), py::arg("batch"), py::arg("channels"), py::arg("height"), py::arg("width"),
-        py::arg("dtype"), py::arg("flow_dtype"), py::arg("limit"), py::arg("threads"), py::arg("stream"),
-        NoGil());
+    def<WarpParams>(m, "warp", {warp_cpu, VDA_CUDA(warp_cuda)}, [](Fields& f, WarpParams& p) {
+        f("image", p.image)("flow", p.flow)("out", p.out)("batch", p.batch)("channels", p.channels);
+        f("height", p.height)("width", p.width)("dtype", p.dtype)("padding", p.padding);
+    });
+    def<WarpNearestParams>(m, "warp_nearest", {warp_nearest_cpu, VDA_CUDA(warp_nearest_cuda)},
+                           [](Fields& f, WarpNearestParams& p) {
+                               f("image", p.image)("flow", p.flow)("out", p.out)("batch", p.batch);
+                               f("channels", p.channels)("height", p.height)("width", p.width);
+                               f("element_size", p.element_size)("double_flow", p.double_flow);
+                               f("fill", p.fill)("padding", p.padding);
+                           });
+    def<WarpBackwardParams>(m, "warp_backward", {warp_backward_cpu, VDA_CUDA(warp_backward_cuda)},
+                            [](Fields& f, WarpBackwardParams& p) {
+                                f("grad_out", p.grad_out)("image", p.image)("flow", p.flow);
+                                f("grad_image", p.grad_image)("grad_flow", p.grad_flow);
+                                f("fixed_point", p.fixed_point)("scale", p.scale)("batch", p.batch);
+                                f("channels", p.channels)("height", p.height)("width", p.width);
+                                f("dtype", p.dtype)("mode", p.mode)("padding", p.padding);
+                            });
+    def<WarpOcclusionParams>(m, "warp_occlusion", {warp_occlusion_cpu, VDA_CUDA(warp_occlusion_cuda)},
+                             [](Fields& f, WarpOcclusionParams& p) {
+                                 f("frame", p.frame)("neighbour", p.neighbour)("flow", p.flow)("out", p.out);
+                                 f("visible", p.visible)("batch", p.batch)("channels", p.channels);
+                                 f("height", p.height)("width", p.width)("dtype", p.dtype)("limit", p.limit);
+                             });
 
     // ---- correlation ----
-    m.def(
-        "correlation_workspace",
-        [](int channels, int height, int width, int radius, int stride, const std::string& dtype,
-           bool backward, int threads) {
-            CorrelationParams p{};
-            p.channels = channels;
-            p.height = height;
-            p.width = width;
-            p.radius = radius;
-            p.stride = stride;
-            p.dtype = dtype_of(dtype);
-            return backward ? correlation_backward_workspace(p, threads) : correlation_workspace(p);
-        },
-        py::kw_only(), py::arg("channels"), py::arg("height"), py::arg("width"), py::arg("radius"),
-        py::arg("stride"), py::arg("dtype"), py::arg("backward"), py::arg("threads"));
-    // Forward writes out; backward reads grad_out and writes grad_f1 and grad_f2 where they are not null.
-    m.def(
-        "correlation",
-        [](const std::string& device, Address f1, Address f2, Address out, Address grad_out, Address grad_f1,
-           Address grad_f2, Address workspace, Strides f1_stride, Strides f2_stride, Strides grad_out_stride,
-           int64_t batch, int channels, int height, int width, int radius, int stride,
-           const std::string& dtype, bool backward, int threads, Address stream) {
-            const CorrelationParams p{view(f1, f1_stride),
-                                      view(f2, f2_stride),
-                                      view(grad_out, grad_out_stride),
-                                      pointer(out),
-                                      pointer(grad_f1),
-                                      pointer(grad_f2),
-                                      pointer(workspace),
-                                      batch,
-                                      channels,
-                                      height,
-                                      width,
-                                      radius,
-                                      stride,
-                                      dtype_of(dtype)};
-            if (backward) {
-                run(device, correlation_backward_cpu, VDA_CUDA(correlation_backward_cuda), p, threads,
-                    stream);
-            } else {
-                run(device, correlation_cpu, VDA_CUDA(correlation_cuda), p, threads, stream);
-            }
-        },
-        py::arg("device"), py::arg("f1"), py::arg("f2"), py::arg("out"), py::arg("grad_out"),
-        py::arg("grad_f1"), py::arg("grad_f2"), py::arg("workspace"), py::kw_only(), py::arg("f1_stride"),
-        py::arg("f2_stride"), py::arg("grad_out_stride"), py::arg("batch"), py::arg("channels"),
-        py::arg("height"), py::arg("width"), py::arg("radius"), py::arg("stride"), py::arg("dtype"),
-        py::arg("backward"), py::arg("threads"), py::arg("stream"), NoGil());
+    // Bytes of workspace that a call needs.
+    m.def("correlation_workspace", [](bool backward, int threads, const py::kwargs& given) {
+        CorrelationParams p{};
+        Fields fields(given);
+        correlation_sizes(fields, p);
+        fields.done();
+        return backward ? correlation_backward_workspace(p, threads) : correlation_workspace(p);
+    });
+    def<CorrelationParams>(m, "correlation", {correlation_cpu, VDA_CUDA(correlation_cuda)},
+                           [](Fields& f, CorrelationParams& p) {
+                               f("f1", p.f1)("f2", p.f2)("out", p.out)("workspace", p.workspace);
+                               f("negative_slope", p.negative_slope);
+                               correlation_sizes(f, p);
+                           });
+    def<CorrelationParams>(m, "correlation_backward",
+                           {correlation_backward_cpu, VDA_CUDA(correlation_backward_cuda)},
+                           [](Fields& f, CorrelationParams& p) {
+                               f("f1", p.f1)("f2", p.f2)("grad_out", p.grad_out)("grad_f1", p.grad_f1);
+                               f("grad_f2", p.grad_f2)("workspace", p.workspace);
+                               correlation_sizes(f, p);
+                           });
 
     // ---- aggregate ----
-    m.def(
-        "aggregate",
-        [](const std::string& device, Address probs, Address neighbour_probs, Address flows, Address frame,
-           Address neighbour_frames, Address out, Strides probs_stride, Strides neighbour_probs_stride,
-           Strides flows_stride, Strides frame_stride, Strides neighbour_frames_stride, int64_t probs_step,
-           int64_t flows_step, int64_t frames_step, int64_t batch, int neighbours, int classes, int channels,
-           int height, int width, const std::string& dtype, const std::string& flows_dtype, double limit,
-           int threads, Address stream) {
-            const AggregateParams p{view(probs, probs_stride),
-                                    view(neighbour_probs, neighbour_probs_stride),
-                                    flow_view(flows, flows_stride, flows_dtype),
-                                    view(frame, frame_stride),
-                                    view(neighbour_frames, neighbour_frames_stride),
-                                    probs_step,
-                                    flows_step,
-                                    frames_step,
-                                    pointer(out),
-                                    batch,
-                                    neighbours,
-                                    classes,
-                                    channels,
-                                    height,
-                                    width,
-                                    dtype_of(dtype),
-                                    limit};
-            run(device, aggregate_cpu, VDA_CUDA(aggregate_cuda), p, threads, stream);
-        },
-        py::arg("device"), py::arg("probs"), py::arg("neighbour_probs"), py::arg("flows"), py::arg("frame"),
-        py::arg("neighbour_frames"), py::arg("out"), py::kw_only(), py::arg("probs_stride"),
-        py::arg("neighbour_probs_stride"), py::arg("flows_stride"), py::arg("frame_stride"),
-        py::arg("neighbour_frames_stride"), py::arg("probs_step"), py::arg("flows_step"),
-        py::arg("frames_step"), py::arg("batch"), py::arg("neighbours"), py::arg("classes"),
-        py::arg("channels"), py::arg("height"), py::arg("width"), py::arg("dtype"), py::arg("flows_dtype"),
-        py::arg("limit"), py::arg("threads"), py::arg("stream"), NoGil());
+    def<AggregateParams>(
+        m, "aggregate", {aggregate_cpu, VDA_CUDA(aggregate_cuda)}, [](Fields& f, AggregateParams& p) {
+            f("probs", p.probs)("neighbour_probs", p.neighbour_probs)("out", p.out)("batch", p.batch);
+            f("classes", p.classes)("dtype", p.dtype);
+            neighbourhood(f, p.near);
+        });
 
     // ---- class_thresholds ----
     m.attr("half_bins") = kHalfBins;
     m.attr("upper_bins") = kUpperBins;
     m.attr("lower_bins") = kLowerBins;
     m.attr("selection_words") = kSelectionWords;
-    m.def(
-        "thresholds",
-        [](const std::string& device, Address histogram, Address confidence, Address label, Address workspace,
-           Address selection, Address lower, Address theta, Address out, const std::string& step,
-           int64_t pixels, const std::string& dtype, int classes, int bins, double alpha, double beta,
-           double gamma, const std::string& rule, int threads, Address stream) {
-            const ThresholdsParams p{pointer<const void>(confidence),
-                                     pointer<const uint8_t>(label),
-                                     pixels,
-                                     dtype_of(dtype),
-                                     classes,
-                                     bins,
-                                     pointer<int64_t>(histogram),
-                                     pointer<uint32_t>(workspace),
-                                     pointer<Selection>(selection),
-                                     pointer<int64_t>(lower),
-                                     pointer<const double>(theta),
-                                     pointer<double>(out),
-                                     alpha,
-                                     beta,
-                                     gamma,
-                                     rule_of(rule)};
-            if (step == "count") {
-                run(device, thresholds_count_cpu, VDA_CUDA(thresholds_count_cuda), p, threads, stream);
-            } else if (step == "select") {
-                run(device, thresholds_select_cpu, VDA_CUDA(thresholds_select_cuda), p, threads, stream);
-            } else if (step == "refine") {
-                run(device, thresholds_refine_cpu, VDA_CUDA(thresholds_refine_cuda), p, threads, stream);
-            } else if (step == "update") {
-                run(device, thresholds_update_cpu, VDA_CUDA(thresholds_update_cuda), p, threads, stream);
-            } else {
-                throw std::invalid_argument("no step " + step);
-            }
-        },
-        py::arg("device"), py::arg("histogram"), py::arg("confidence"), py::arg("label"),
-        py::arg("workspace"), py::arg("selection"), py::arg("lower"), py::arg("theta"), py::arg("out"),
-        py::kw_only(), py::arg("step"), py::arg("pixels"), py::arg("dtype"), py::arg("classes"),
-        py::arg("bins"), py::arg("alpha"), py::arg("beta"), py::arg("gamma"), py::arg("rule"),
-        py::arg("threads"), py::arg("stream"), NoGil());
+    const auto thresholds = [](Fields& f, ThresholdsParams& p) {
+        f("histogram", p.histogram)("confidence", p.confidence)("label", p.label)("pixels", p.pixels);
+        f("dtype", p.dtype)("classes", p.classes)("bins", p.bins)("workspace", p.workspace);
+        f("selection", p.selection)("lower", p.lower)("theta", p.theta)("out", p.out)("alpha", p.alpha);
+        f("beta", p.beta)("gamma", p.gamma)("rule", p.rule);
+    };
+    using Steps = Launchers<ThresholdsParams>;
+    def(m, "thresholds_count", Steps{thresholds_count_cpu, VDA_CUDA(thresholds_count_cuda)}, thresholds);
+    def(m, "thresholds_select", Steps{thresholds_select_cpu, VDA_CUDA(thresholds_select_cuda)}, thresholds);
+    def(m, "thresholds_refine", Steps{thresholds_refine_cpu, VDA_CUDA(thresholds_refine_cuda)}, thresholds);
+    def(m, "thresholds_update", Steps{thresholds_update_cpu, VDA_CUDA(thresholds_update_cuda)}, thresholds);
 
     // ---- consensus ----
-    m.def(
-        "consensus",
-        [](const std::string& device, Address label, Address reference, Address visible, Address flow,
-           Address out, std::array<int64_t, 3> label_stride, std::array<int64_t, 3> reference_stride,
-           std::array<int64_t, 3> visible_stride, Strides flow_stride, int64_t batch, int height, int width,
-           const std::string& flow_dtype, uint8_t ignore, const std::string& mode, int threads,
-           Address stream) {
-            const ConsensusParams p{pointer<const uint8_t>(label),
-                                    pointer<const uint8_t>(reference),
-                                    pointer<const bool>(visible),
-                                    {label_stride[0], label_stride[1], label_stride[2]},
-                                    {reference_stride[0], reference_stride[1], reference_stride[2]},
-                                    {visible_stride[0], visible_stride[1], visible_stride[2]},
-                                    flow_view(flow, flow_stride, flow_dtype),
-                                    pointer<uint8_t>(out),
-                                    batch,
-                                    height,
-                                    width,
-                                    ignore,
-                                    consensus_mode_of(mode)};
-            run(device, consensus_cpu, VDA_CUDA(consensus_cuda), p, threads, stream);
-        },
-        py::arg("device"), py::arg("label"), py::arg("reference"), py::arg("visible"), py::arg("flow"),
-        py::arg("out"), py::kw_only(), py::arg("label_stride"), py::arg("reference_stride"),
-        py::arg("visible_stride"), py::arg("flow_stride"), py::arg("batch"), py::arg("height"),
-        py::arg("width"), py::arg("flow_dtype"), py::arg("ignore"), py::arg("mode"), py::arg("threads"),
-        py::arg("stream"), NoGil());
+    def<ConsensusParams>(m, "consensus", {consensus_cpu, VDA_CUDA(consensus_cuda)},
+                         [](Fields& f, ConsensusParams& p) {
+                             f("label", p.label)("reference", p.reference)("visible", p.visible);
+                             f("flow", p.flow)("out", p.out)("batch", p.batch)("height", p.height);
+                             f("width", p.width)("ignore", p.ignore)("mode", p.mode);
+                         });
 }

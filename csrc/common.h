@@ -28,12 +28,42 @@
 
 namespace vda {
 
+constexpr int kMaxLanes = 16;  // floats in the widest vector of the CPU kernels
+
 // What a launcher returns: 0, one of these, or (positive) a cudaError_t.
 constexpr int kOk = 0;
 constexpr int kBadDtype = -1;  // no kernel is compiled for this element type
 constexpr int kBadSize = -2;   // a size that the kernel or the grid cannot hold
 
-enum class Dtype : int32_t { f32, f16, bf16, f64 };
+enum class Dtype : int32_t { f32, f16, bf16, f64, i16 };  // i16: flow only, in tenths of a pixel
+
+// Storage only: every kernel converts to float, accumulates in float and rounds once on the way out. Own
+// types instead of cuda_fp16.h, so that host compilers without a CUDA toolkit build the same source.
+struct half {
+    uint16_t bits;
+};
+struct bfloat16 {
+    uint16_t bits;
+};
+
+// Calls body(T()) with the type of the elements and returns what it returns; kBadDtype for any other.
+template <typename Body>
+int for_float(Dtype dtype, const Body& body) {
+    switch (dtype) {
+        case Dtype::f32:
+            return body(float());
+        case Dtype::f16:
+            return body(half());
+        case Dtype::bf16:
+            return body(bfloat16());
+        default:
+            return kBadDtype;
+    }
+}
+template <typename Body>
+int for_float_or_double(Dtype dtype, const Body& body) {
+    return dtype == Dtype::f64 ? body(double()) : for_float(dtype, body);
+}
 
 template <typename T>
 VDA_HD constexpr T ceil_div(T a, T b) {
@@ -48,26 +78,28 @@ VDA_HD To bit_cast(From from) {
     return to;
 }
 
-// Storage only: every kernel converts to float, accumulates in float and rounds once on the way out. Own
-// types instead of cuda_fp16.h, so that host compilers without a CUDA toolkit build the same source.
-struct half {
-    uint16_t bits;
-};
-struct bfloat16 {
-    uint16_t bits;
-};
-
 VDA_HD float to_float(half h) {
+#if defined(__CUDA_ARCH__)
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(h.bits));
+    return value;
+#else
     const uint32_t magnitude = uint32_t(h.bits & 0x7fffu) << 13;
     // The exponent bias differs by 112; one multiplication is exact for normal and subnormal numbers alike.
     uint32_t bits = bit_cast<uint32_t>(bit_cast<float>(magnitude) * 5.192296858534828e33f);
     if (magnitude >= 0x0f800000u) bits = magnitude | 0x7f800000u;  // infinity, NaN
     return bit_cast<float>(bits | (uint32_t(h.bits & 0x8000u) << 16));
+#endif
 }
 
 VDA_HD float to_float(bfloat16 b) { return bit_cast<float>(uint32_t(b.bits) << 16); }
 
 VDA_HD half to_half(float value) {  // round to nearest, ties to even
+#if defined(__CUDA_ARCH__)
+    half h;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h.bits) : "f"(value));
+    return h;
+#else
     const uint32_t bits = bit_cast<uint32_t>(value);
     const uint32_t sign = (bits >> 16) & 0x8000u;
     const uint32_t magnitude = bits & 0x7fffffffu;
@@ -80,6 +112,7 @@ VDA_HD half to_half(float value) {  // round to nearest, ties to even
         h = (magnitude - 0x38000000u + 0x0fffu + ((magnitude >> 13) & 1u)) >> 13;
     }
     return {uint16_t(sign | h)};
+#endif
 }
 
 VDA_HD bfloat16 to_bfloat16(float value) {  // round to nearest, ties to even
@@ -110,10 +143,32 @@ VDA_HD void store(double* p, double value) { *p = value; }
 VDA_HD void store(half* p, float value) { *p = to_half(value); }
 VDA_HD void store(bfloat16* p, float value) { *p = to_bfloat16(value); }
 
-// Strided view of a [B, C, H, W] array; strides count elements.
-struct View {
+VDA_HD constexpr int size_of(Dtype dtype) { return dtype == Dtype::f64 ? 8 : (dtype == Dtype::f32 ? 4 : 2); }
+
+// Strided arrays; strides count elements.
+struct View {  // [B, C, H, W]
     const void* data;
     int64_t stride[4];
 };
+struct LabelView {  // [B, H, W]; data may be null where the array is optional
+    const uint8_t* data;
+    int64_t stride[3];
+
+    VDA_HD const uint8_t* row(int64_t b, int y) const { return data + b * stride[0] + y * stride[1]; }
+    VDA_HD uint8_t at(int64_t b, int y, int x) const { return row(b, y)[x * stride[2]]; }
+};
+
+// J views that lie `step` elements apart: an array [B, J, ...] as the [B, ...] of each j.
+template <typename V>
+struct Stack {
+    V first;
+    int64_t step;
+};
+
+// Sample b of view j as a pointer.
+template <typename T>
+VDA_HD const T* nth(const Stack<View>& stack, int j, int64_t b) {
+    return static_cast<const T*>(stack.first.data) + j * stack.step + b * stack.first.stride[0];
+}
 
 }  // namespace vda

@@ -8,12 +8,11 @@ namespace vda {
 enum class ConsensusMode : int32_t { strict, lenient, fill_in };
 
 struct ConsensusParams {
-    const uint8_t* label;      // [B, H, W], strides of three
-    const uint8_t* reference;  // [B, H, W], the other frame's labels
-    const bool* visible;       // [B, H, W] or null: where fill_in may copy
-    int64_t label_stride[3], reference_stride[3], visible_stride[3];
-    FlowView flow;  // [B, 2, H, W], from label's frame to the reference's
-    uint8_t* out;   // [B, H, W], contiguous
+    LabelView label;      // [B, H, W]
+    LabelView reference;  // [B, H, W], the other frame's labels
+    LabelView visible;    // [B, H, W] of 0 and 1, or null: where fill_in may copy
+    FlowView flow;        // [B, 2, H, W], from label's frame to the reference's
+    uint8_t* out;         // [B, H, W], contiguous
     int64_t batch;
     int height, width;
     uint8_t ignore;
@@ -35,14 +34,11 @@ VDA_HD uint8_t agree(ConsensusMode mode, uint8_t label, uint8_t warped, bool vis
 }
 
 VDA_HD void consensus_pixel(const ConsensusParams& p, int64_t b, int y, int x) {
-    const uint8_t label = p.label[b * p.label_stride[0] + y * p.label_stride[1] + x * p.label_stride[2]];
     const int64_t from = nearest_offset(p.flow.target<float>(b, y, x), p.height, p.width,
-                                        p.reference_stride[1], p.reference_stride[2], Padding::zeros);
-    const uint8_t warped = from < 0 ? p.ignore : p.reference[b * p.reference_stride[0] + from];
-    const bool visible =
-        p.visible == nullptr ||
-        p.visible[b * p.visible_stride[0] + y * p.visible_stride[1] + x * p.visible_stride[2]];
-    p.out[(b * p.height + y) * p.width + x] = agree(p.mode, label, warped, visible, p.ignore);
+                                        p.reference.stride[1], p.reference.stride[2], Padding::zeros);
+    const uint8_t warped = from < 0 ? p.ignore : p.reference.data[b * p.reference.stride[0] + from];
+    const bool visible = p.visible.data == nullptr || p.visible.at(b, y, x) != 0;
+    p.out[(b * p.height + y) * p.width + x] = agree(p.mode, p.label.at(b, y, x), warped, visible, p.ignore);
 }
 
 }  // namespace vda

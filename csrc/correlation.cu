@@ -101,32 +101,12 @@ bool empty(const CorrelationParams& p) { return p.batch == 0 || p.height == 0 ||
 
 int correlation_cuda(const CorrelationParams& p, void* stream) {
     if (empty(p)) return kOk;
-    switch (p.dtype) {
-        case Dtype::f32:
-            return forward<float>(p, stream);
-        case Dtype::f64:
-            return forward<double>(p, stream);
-        case Dtype::f16:
-            return forward<half>(p, stream);
-        case Dtype::bf16:
-            return forward<bfloat16>(p, stream);
-    }
-    return kBadDtype;
+    return for_float_or_double(p.dtype, [&](auto type) { return forward<decltype(type)>(p, stream); });
 }
 
 int correlation_backward_cuda(const CorrelationParams& p, void* stream) {
     if (empty(p) || p.channels == 0) return kOk;
-    switch (p.dtype) {
-        case Dtype::f32:
-            return backward<float>(p, stream);
-        case Dtype::f64:
-            return backward<double>(p, stream);
-        case Dtype::f16:
-            return backward<half>(p, stream);
-        case Dtype::bf16:
-            return backward<bfloat16>(p, stream);
-    }
-    return kBadDtype;
+    return for_float_or_double(p.dtype, [&](auto type) { return backward<decltype(type)>(p, stream); });
 }
 
 }  // namespace vda

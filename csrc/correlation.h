@@ -1,10 +1,10 @@
 // Correlation (cost volume) of FlowNet2, forward and both gradients: kernel size 1, output stride 1, padding
 // equal to the largest displacement.
 //
-//   out[b, d, y, x] = 1/C sum_c f1[b, c, y, x] f2[b, c, y + dy, x + dx],   d = (j + radius) D + (i + radius)
+//   out[b, d, y, x] = f(scale sum_c f1[b, c, y, x] f2[b, c, y + dy, x + dx]),   d = (j + radius) D + (i + radius)
 //
-// with (dy, dx) = (j, i) * stride, j and i in [-radius, radius], D = 2 radius + 1 and f2 = 0 outside the
-// frame.
+// with (dy, dx) = (j, i) * stride, j and i in [-radius, radius], D = 2 radius + 1, f2 = 0 outside the frame and
+// f(x) = x where x > 0, else negative_slope x (LeakyReLU; 1 is none).
 #pragma once
 
 #include "common.h"
@@ -14,7 +14,7 @@ namespace vda {
 struct CorrelationParams {
     View f1;             // [B, C, H, W]
     View f2;             // [B, C, H, W]
-    View grad_out;       // [B, D*D, H, W]; backward only
+    View grad_out;       // [B, D*D, H, W], of the sum inside f; backward only
     void* out;           // [B, D*D, H, W] dense; forward only
     void* grad_f1;       // [B, C, H, W] dense; backward only, null when not wanted
     void* grad_f2;       // [B, C, H, W] dense; backward only, null when not wanted
@@ -24,6 +24,7 @@ struct CorrelationParams {
     int height, width;   // H, W
     int radius, stride;  // max_displacement / stride (in steps), and the pixels of one step
     Dtype dtype;         // of every array; 16-bit types are accumulated in fp32
+    double scale, negative_slope;
 };
 
 // Number of displacement steps along one axis, D.

@@ -29,7 +29,18 @@ VDA_HD bool in_frame(Position<A> p, int height, int width) {
     return p.x >= A(0) && p.x <= A(width - 1) && p.y >= A(0) && p.y <= A(height - 1);
 }
 
-// Flow [B, 2, H, W] in pixels, channel 0 = u (to the right), 1 = v (down), of any float type, any strides.
+// A quotient, where a product with 0.1f could be merged into the sum that follows and miss the ties that are 10 % of
+// such values.
+VDA_HD float tenths(int16_t value) {
+#if defined(__CUDA_ARCH__)
+    return __fdiv_rn(float(value), 10.0f);
+#else
+    return float(value) / 10.0f;
+#endif
+}
+
+// Flow [B, 2, H, W] in pixels, channel 0 = u (to the right), 1 = v (down), of any float type, or int16 in tenths of
+// a pixel; any strides.
 struct FlowView {
     const void* data;
     int64_t stride[4];
@@ -44,6 +55,8 @@ struct FlowView {
                 return A(load(static_cast<const bfloat16*>(data) + i));
             case Dtype::f64:
                 return A(load(static_cast<const double*>(data) + i));
+            case Dtype::i16:
+                return A(tenths(static_cast<const int16_t*>(data)[i]));
             default:
                 return A(load(static_cast<const float*>(data) + i));
         }
@@ -55,6 +68,13 @@ struct FlowView {
         return {A(x) + value<A>(i), A(y) + value<A>(i + stride[1])};
     }
 };
+
+// Flow to neighbour j.
+VDA_HD FlowView nth(const Stack<FlowView>& stack, int j) {
+    FlowView flow = stack.first;
+    flow.data = static_cast<const char*>(flow.data) + j * stack.step * size_of(flow.dtype);
+    return flow;
+}
 
 constexpr int64_t kOutside = -1;
 

@@ -1,47 +1,146 @@
-// SIMD by multiversioning for kernels whose inner loop is a register tile. The tile is a template on GCC
-// vectors of `Bytes` bytes, always inlined, hence compiled for the instruction set of the function it ends up
-// in: one function per set, marked VDA_AVX2 or VDA_AVX512. (VDA_CLONES of common.h is for loops that the
-// compiler vectorises by itself.)
-#pragma once
+// Vector types and arithmetic of one instruction set, kBytes wide. Included by multiversion.h inside a
+// namespace and with the compiler set to that instruction set, once for each; nowhere else, hence no include
+// guard.
 
-#include <cstdlib>
-#include <string>
-
-#if !defined(__GNUC__)
-#error "the CPU kernels use GCC vectors: build with g++ or clang++"
-#endif
-
-#define VDA_INLINE inline __attribute__((always_inline))
-#if defined(__x86_64__)
-#define VDA_AVX2 __attribute__((target("avx2,fma")))
-#define VDA_AVX512 __attribute__((target("avx512f,fma")))
-#else
-#define VDA_AVX2
-#define VDA_AVX512
-#endif
-
-namespace vda {
-
-// A vector of `Bytes` bytes, and the same vector at any element's address.
-template <typename A, int Bytes>
+// GCC vectors: operators work on all lanes, comparisons give masks (-1 where they hold, else 0), a ? b : c
+// selects.
+template <typename A>
 struct Lanes {
-    typedef A vector __attribute__((vector_size(Bytes)));
-    typedef A unaligned __attribute__((vector_size(Bytes), aligned(sizeof(A)), may_alias));
-    static constexpr int count = Bytes / sizeof(A);
+    typedef A vector __attribute__((vector_size(kBytes)));
+    typedef A unaligned __attribute__((vector_size(kBytes), aligned(sizeof(A)), may_alias));
+    static constexpr int count = kBytes / sizeof(A);
 };
+constexpr int kLanes = kBytes / 4;
+using Floats = Lanes<float>::vector;
+using Ints = Lanes<int32_t>::vector;
+typedef uint16_t Shorts __attribute__((vector_size(kBytes / 2)));
+typedef uint8_t Chars __attribute__((vector_size(kBytes / 4)));
 
-constexpr int kMaxLanes = 16;  // floats in the widest vector
-
-// Bytes of the widest vector that this machine has: 64 (AVX-512), 32 (AVX2), else 16. VDA_SIMD=baseline or
-// avx2 keeps to narrower ones, which is how the tests reach every set.
-inline int vector_bytes() {
-#if defined(__x86_64__)
-    const char* wanted = std::getenv("VDA_SIMD");
-    const std::string limit = wanted != nullptr ? wanted : "";
-    if (limit.empty() && __builtin_cpu_supports("avx512f")) return 64;
-    if (limit != "baseline" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 32;
-#endif
-    return 16;
+template <typename To, typename From>
+VDA_INLINE To reinterpret(From from) {
+    return (To)from;
 }
 
-}  // namespace vda
+VDA_INLINE Floats splat(float value) { return Floats{} + value; }
+VDA_INLINE Ints splat(int value) { return Ints{} + value; }
+VDA_INLINE Ints iota(int first) {
+    Ints result{};
+    for (int i = 0; i < kLanes; ++i) result[i] = first + i;
+    return result;
+}
+
+VDA_INLINE Floats absolute(Floats x) { return reinterpret<Floats>(reinterpret<Ints>(x) & 0x7fffffff); }
+VDA_INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+VDA_INLINE Ints clamped(Ints x, int low, int high) {
+    x = x < low ? splat(low) : x;
+    return x > high ? splat(high) : x;
+}
+VDA_INLINE Floats to_floats(Ints x) { return __builtin_convertvector(x, Floats); }
+VDA_INLINE Ints truncated(Floats x) { return __builtin_convertvector(x, Ints); }  // of what an int can hold
+VDA_INLINE Floats floored(Floats x) {                                             // likewise
+    const Floats whole = to_floats(truncated(x));
+    return whole > x ? whole - 1.0f : whole;
+}
+// Ties to even, as rint; of values below 2^22.
+VDA_INLINE Floats rounded(Floats x) {
+    constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: the sum has no bits left for a fraction
+    return (x + kMagic) - kMagic;
+}
+
+// Element index[i] of the elements of a followed by those of b.
+VDA_INLINE Floats permuted(Floats a, Floats b, Ints index) {
+#if defined(__clang__)  // has no shuffle by a variable
+    Floats result{};
+    for (int i = 0; i < kLanes; ++i) result[i] = index[i] < kLanes ? a[index[i]] : b[index[i] - kLanes];
+    return result;
+#else
+    return __builtin_shuffle(a, b, index);
+#endif
+}
+
+// ---- of all lanes ----
+
+VDA_INLINE bool any(Ints mask) {
+    const Chars packed = __builtin_convertvector(mask, Chars);
+    uint64_t words[2] = {};
+    memcpy(words, &packed, sizeof(packed));
+    return (words[0] | words[1]) != 0;
+}
+VDA_INLINE bool all(Ints mask) { return !any(~mask); }
+VDA_INLINE int lowest(Ints x) {
+    int result = x[0];
+#pragma GCC unroll 16
+    for (int i = 1; i < kLanes; ++i) result = x[i] < result ? x[i] : result;
+    return result;
+}
+VDA_INLINE int highest(Ints x) { return -lowest(-x); }
+
+// ---- 16-bit types: the vector form of common.h ----
+
+VDA_INLINE Floats half_to_floats(Ints bits) {
+    const Ints magnitude = (bits & 0x7fff) << 13, special = magnitude | 0x7f800000;
+    const Floats scaled = reinterpret<Floats>(magnitude) * 5.192296858534828e33f;
+    const Ints result = magnitude >= 0x0f800000 ? special : reinterpret<Ints>(scaled);
+    return reinterpret<Floats>(result | (bits & 0x8000) << 16);
+}
+VDA_INLINE Ints floats_to_half(Floats value) {
+    const Ints bits = reinterpret<Ints>(value), magnitude = bits & 0x7fffffff;
+    const Ints subnormal = reinterpret<Ints>(reinterpret<Floats>(magnitude) + 0.5f) - 0x3f000000;
+    const Ints normal = (magnitude - 0x38000000 + 0x0fff + (magnitude >> 13 & 1)) >> 13;
+    Ints result = magnitude < 0x38800000 ? subnormal : normal;
+    const Ints special = magnitude > 0x7f800000 ? splat(0x7e00) : splat(0x7c00);
+    result = magnitude >= 0x47800000 ? special : result;
+    return result | (bits >> 16 & 0x8000);
+}
+VDA_INLINE Ints floats_to_bfloat16(Floats value) {
+    const Ints bits = reinterpret<Ints>(value), magnitude = bits & 0x7fffffff;
+    const Ints nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return magnitude > 0x7f800000 ? (bits >> 16 | 0x40) : nearest;
+}
+
+// ---- memory: neighbouring elements of any type as floats, and back ----
+
+template <typename T>
+VDA_INLINE Floats load_lanes(const T* from) {
+    if constexpr (std::is_same_v<T, float>) {
+        return *reinterpret_cast<const Lanes<float>::unaligned*>(from);
+    } else {
+        Shorts narrow;
+        memcpy(&narrow, from, sizeof(narrow));
+        const Ints bits = __builtin_convertvector(narrow, Ints);
+        if constexpr (std::is_same_v<T, int16_t>) return to_floats((bits << 16) >> 16);
+        if constexpr (std::is_same_v<T, bfloat16>) return reinterpret<Floats>(bits << 16);
+        if constexpr (std::is_same_v<T, half>) return half_to_floats(bits);
+    }
+}
+// Elements `stride` apart.
+template <typename T>
+VDA_INLINE Floats load_lanes(const T* from, int64_t stride) {
+    if (stride == 1) return load_lanes(from);
+    float values[kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+        if constexpr (std::is_same_v<T, int16_t>) {
+            values[i] = from[i * stride];
+        } else {
+            values[i] = load(from + i * stride);
+        }
+    }
+    return load_lanes(values);
+}
+template <typename T>
+VDA_INLINE void store_lanes(T* to, Floats value) {
+    if constexpr (std::is_same_v<T, float>) {
+        *reinterpret_cast<Lanes<float>::unaligned*>(to) = value;
+    } else {
+        Ints bits;
+        if constexpr (std::is_same_v<T, bfloat16>) bits = floats_to_bfloat16(value);
+        if constexpr (std::is_same_v<T, half>) bits = floats_to_half(value);
+        const Shorts narrow = __builtin_convertvector(bits, Shorts);
+        memcpy(to, &narrow, sizeof(narrow));
+    }
+}
+// The low bytes.
+VDA_INLINE void store_bytes(uint8_t* to, Ints value) {
+    const Chars packed = __builtin_convertvector(value, Chars);
+    memcpy(to, &packed, sizeof(packed));
+}

@@ -1,59 +1,57 @@
 // CPU kernels of thresholds.h. Each thread fills its own table of 32-bit counts, then the tables are added.
 #include "thresholds.h"
 
+#include <algorithm>
+
 #include "parallel.h"
 
 namespace vda {
 namespace {
 
-constexpr int64_t kPixelsPerThread =
-    1 << 18;  // a table of its own has to be cleared and added: make it worth it
+void add_relaxed(int64_t* cell) { __atomic_fetch_add(cell, 1, __ATOMIC_RELAXED); }
+
+}  // namespace
+}  // namespace vda
+
+#define VDA_KERNELS "thresholds.simd.h"
+#include "multiversion.h"
+
+namespace vda {
+namespace {
+
+// A table of its own has to be cleared and added: it takes this many pixels to make it worth it.
+constexpr int64_t kPixelsPerThread = 1 << 18;
 constexpr int64_t kMaxPixels = (int64_t(1) << 32) - 1;  // what the 32-bit counts hold
 
-int slots(const ThresholdsParams& p, int threads) {
-    return int(std::max<int64_t>(1, std::min<int64_t>(threads, p.pixels / kPixelsPerThread)));
-}
-
 template <typename T>
-void count(const ThresholdsParams& p, int threads) {
-    const int tables = slots(p, threads);
-    if (tables == 1) {
-        count_runs<T>(p, 0, p.pixels, [&](int64_t cell, int64_t n) { p.histogram[cell] += n; });
-        return;
+int count(const ThresholdsParams& p, int threads) {
+    const int64_t tables = std::max<int64_t>(1, std::min<int64_t>(threads, p.pixels / kPixelsPerThread));
+    if (tables == 1 || p.workspace == nullptr) {
+        VDA_WIDEST(count_pixels<T, int64_t>)(p, p.histogram, 0, p.pixels);
+        return kOk;
     }
     const int64_t cells = int64_t(p.classes) * p.bins;
-    parallel_for(tables, 1, tables, [&](int64_t slot, int64_t end) {
-        for (; slot < end; ++slot) {
-            uint32_t* own = p.workspace + slot * cells;
-            std::fill_n(own, cells, 0u);
-            count_runs<T>(p, p.pixels * slot / tables, p.pixels * (slot + 1) / tables,
-                          [&](int64_t cell, int64_t n) { own[cell] += uint32_t(n); });
-        }
+    const auto pixels = VDA_WIDEST(count_pixels<T, uint32_t>);
+    parallel_for(tables, 1, int(tables), [&](int64_t slot, int64_t) {
+        uint32_t* own = p.workspace + slot * cells;
+        std::fill_n(own, cells, 0u);
+        pixels(p, own, p.pixels * slot / tables, p.pixels * (slot + 1) / tables);
     });
     parallel_for(cells, 1 << 16, threads, [&](int64_t begin, int64_t end) {
-        for (int slot = 0; slot < tables; ++slot) {
+        for (int64_t slot = 0; slot < tables; ++slot) {
             const uint32_t* own = p.workspace + slot * cells;
             for (int64_t cell = begin; cell < end; ++cell) p.histogram[cell] += own[cell];
         }
     });
-}
-
-// Few pixels get as far as this, those near a threshold, so all threads share one table.
-void add_relaxed(int64_t* cell) {
-#if defined(__GNUC__)
-    __atomic_fetch_add(cell, 1, __ATOMIC_RELAXED);
-#else
-#error "no 64-bit atomic addition for this compiler"
-#endif
+    return kOk;
 }
 
 template <typename T>
-void refine(const ThresholdsParams& p, int threads) {
-    parallel_for(p.pixels, kPixelsPerThread, threads, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-            refine_pixel<T>(p, i, [&](int64_t cell) { add_relaxed(p.lower + cell); });
-        }
-    });
+int refine(const ThresholdsParams& p, int threads) {
+    const auto pixels = VDA_WIDEST(refine_pixels<T>);
+    parallel_for(p.pixels, kPixelsPerThread / 4, threads,
+                 [&](int64_t begin, int64_t end) { pixels(p, begin, end); });
+    return kOk;
 }
 
 // The bin that holds the value of ascending rank `rank`, and its rank inside that bin.
@@ -68,17 +66,7 @@ int64_t find_rank(const int64_t* table, int bins, int64_t rank, int64_t* rest) {
 
 int thresholds_count_cpu(const ThresholdsParams& p, int threads) {
     if (p.pixels > kMaxPixels) return kBadSize;
-    switch (p.dtype) {
-        case Dtype::f32:
-            return count<float>(p, threads), kOk;
-        case Dtype::f16:
-            return count<half>(p, threads), kOk;
-        case Dtype::bf16:
-            return count<bfloat16>(p, threads), kOk;
-        case Dtype::f64:
-            break;
-    }
-    return kBadDtype;
+    return for_float(p.dtype, [&](auto type) { return count<decltype(type)>(p, threads); });
 }
 
 int thresholds_select_cpu(const ThresholdsParams& p, int) {
@@ -98,17 +86,7 @@ int thresholds_select_cpu(const ThresholdsParams& p, int) {
 }
 
 int thresholds_refine_cpu(const ThresholdsParams& p, int threads) {
-    switch (p.dtype) {
-        case Dtype::f32:
-            return refine<float>(p, threads), kOk;
-        case Dtype::f16:
-            return refine<half>(p, threads), kOk;
-        case Dtype::bf16:
-            return refine<bfloat16>(p, threads), kOk;
-        case Dtype::f64:
-            break;
-    }
-    return kBadDtype;
+    return for_float(p.dtype, [&](auto type) { return refine<decltype(type)>(p, threads); });
 }
 
 int thresholds_update_cpu(const ThresholdsParams& p, int) {

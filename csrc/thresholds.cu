@@ -114,17 +114,8 @@ int launch_classes(void (*kernel)(ThresholdsParams), const ThresholdsParams& p, 
 
 int thresholds_count_cuda(const ThresholdsParams& p, void* stream) {
     const int64_t threads = ceil_div<int64_t>(p.pixels, kRun);
-    switch (p.dtype) {
-        case Dtype::f32:
-            return launch_pixels(count_kernel<float>, p, threads, stream);
-        case Dtype::f16:
-            return launch_pixels(count_kernel<half>, p, threads, stream);
-        case Dtype::bf16:
-            return launch_pixels(count_kernel<bfloat16>, p, threads, stream);
-        case Dtype::f64:
-            break;
-    }
-    return kBadDtype;
+    return for_float(
+        p.dtype, [&](auto type) { return launch_pixels(count_kernel<decltype(type)>, p, threads, stream); });
 }
 
 int thresholds_select_cuda(const ThresholdsParams& p, void* stream) {
@@ -132,17 +123,8 @@ int thresholds_select_cuda(const ThresholdsParams& p, void* stream) {
 }
 
 int thresholds_refine_cuda(const ThresholdsParams& p, void* stream) {
-    switch (p.dtype) {
-        case Dtype::f32:
-            return launch_pixels(refine_kernel<float>, p, p.pixels, stream);
-        case Dtype::f16:
-            return launch_pixels(refine_kernel<half>, p, p.pixels, stream);
-        case Dtype::bf16:
-            return launch_pixels(refine_kernel<bfloat16>, p, p.pixels, stream);
-        case Dtype::f64:
-            break;
-    }
-    return kBadDtype;
+    return for_float(
+        p.dtype, [&](auto type) { return launch_pixels(refine_kernel<decltype(type)>, p, p.pixels, stream); });
 }
 
 int thresholds_update_cuda(const ThresholdsParams& p, void* stream) {

@@ -104,17 +104,8 @@ int launch_pixels(void (*kernel)(P...), void* stream, const Params& p, A... more
 }  // namespace
 
 int warp_cuda(const WarpParams& p, void* stream) {
-    switch (p.dtype) {
-        case Dtype::f32:
-            return launch_pixels(warp_kernel<float>, stream, p);
-        case Dtype::f16:
-            return launch_pixels(warp_kernel<half>, stream, p);
-        case Dtype::bf16:
-            return launch_pixels(warp_kernel<bfloat16>, stream, p);
-        case Dtype::f64:
-            return launch_pixels(warp_kernel<double>, stream, p);
-    }
-    return kBadDtype;
+    return for_float_or_double(
+        p.dtype, [&](auto type) { return launch_pixels(warp_kernel<decltype(type)>, stream, p); });
 }
 
 int warp_nearest_cuda(const WarpNearestParams& p, void* stream) {
@@ -133,32 +124,15 @@ int warp_nearest_cuda(const WarpNearestParams& p, void* stream) {
 }
 
 int warp_backward_cuda(const WarpBackwardParams& p, void* stream) {
-    switch (p.dtype) {
-        case Dtype::f32:
-            return launch_pixels(warp_backward_kernel<float>, stream, p);
-        case Dtype::f16:
-            return launch_pixels(warp_backward_kernel<half>, stream, p);
-        case Dtype::bf16:
-            return launch_pixels(warp_backward_kernel<bfloat16>, stream, p);
-        case Dtype::f64:
-            return launch_pixels(warp_backward_kernel<double>, stream, p);
-    }
-    return kBadDtype;
+    return for_float_or_double(
+        p.dtype, [&](auto type) { return launch_pixels(warp_backward_kernel<decltype(type)>, stream, p); });
 }
 
 int warp_occlusion_cuda(const WarpOcclusionParams& p, void* stream) {
-    const float limit = not_below<float>(p.limit);
-    switch (p.dtype) {
-        case Dtype::f32:
-            return launch_pixels(warp_occlusion_kernel<float>, stream, p, limit);
-        case Dtype::f16:
-            return launch_pixels(warp_occlusion_kernel<half>, stream, p, limit);
-        case Dtype::bf16:
-            return launch_pixels(warp_occlusion_kernel<bfloat16>, stream, p, limit);
-        case Dtype::f64:
-            return launch_pixels(warp_occlusion_kernel<double>, stream, p, p.limit);
-    }
-    return kBadDtype;
+    return for_float_or_double(p.dtype, [&](auto type) {
+        using T = decltype(type);
+        return launch_pixels(warp_occlusion_kernel<T>, stream, p, not_below<Acc<T>>(p.limit));
+    });
 }
 
 }  // namespace vda

@@ -224,9 +224,10 @@ def test_gradcheck(backend: Backend) -> None:
 
 def test_opcheck() -> None:
     f1, f2 = (torch.randn(1, 2, 5, 3, requires_grad=True) for _ in range(2))
-    torch.library.opcheck(torch.ops.vda.correlation, (f1, f2, 1, 2))
+    torch.library.opcheck(torch.ops.vda.correlation, (f1, f2, 1, 2, 0.5, 1.0))
+    torch.library.opcheck(torch.ops.vda.correlation, (f1, f2, 1, 2, 0.5, 0.1))
     grad = torch.randn(1, 9, 5, 3)
-    torch.library.opcheck(torch.ops.vda.correlation_backward, (grad, f1.detach(), f2.detach(), 1, 2, True, False))
+    torch.library.opcheck(torch.ops.vda.correlation_backward, (grad, f1.detach(), f2.detach(), 1, 2, 0.5, True, False))
 
 
 def test_threads_do_not_change_a_bit() -> None:

@@ -133,18 +133,17 @@ def fault(path: Path, device: str) -> None:
     flow = (ctypes.c_float * (2 * 64 * width))()
     module.warp(
         device,
-        *(ctypes.addressof(x) for x in (image, flow, out)),
-        image_stride=(0, 0, width, 1),
-        flow_stride=(0, 64 * width, width, 1),
+        1,
+        0,
+        image=(ctypes.addressof(image), (0, 0, width, 1), "float32"),
+        flow=(ctypes.addressof(flow), (0, 64 * width, width, 1), "float32"),
+        out=(ctypes.addressof(out), (), "float32"),
         batch=1,
         channels=1,
         height=64,
         width=width,
         dtype="float32",
-        flow_dtype="float32",
         padding="zeros",
-        threads=1,
-        stream=0,
     )
 
 

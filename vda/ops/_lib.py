@@ -28,6 +28,7 @@ FLOAT_AND_DOUBLE = (*FLOAT, torch.float64)
 
 _library = torch.library.Library("vda", "DEF")
 _shim: ModuleType | None = None  # see routed_to
+_naive = False  # see naive
 
 
 # ---- the compiled module ----
@@ -89,6 +90,17 @@ def routed_to(shim: ModuleType) -> Iterator[None]:
         _shim = before
 
 
+@contextlib.contextmanager
+def naive() -> Iterator[None]:
+    """For tests and benchmarks: CUDA ops run the readable version that is kept beside an optimised kernel."""
+    global _naive
+    before, _naive = _naive, True
+    try:
+        yield
+    finally:
+        _naive = before
+
+
 def on_cuda(x: Tensor) -> bool:
     """Whether a kernel called on x takes the CUDA path (scatter by atomics, for one)."""
     return x.is_cuda or _shim is not None
@@ -133,6 +145,15 @@ def check_devices(**tensors: Tensor | None) -> None:
             raise ValueError(f"{name}: wanted device {first[1]} (of {first[0]}), got {device}")
 
 
+def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The float tensors in the type of the autocast region that is active for their device, if one is."""
+    device = getattr(getattr(tensors[0], "device", None), "type", "cpu")
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(x.to(dtype) if isinstance(x, Tensor) and x.dtype in FLOAT else x for x in tensors)
+
+
 # ---- launching ----
 
 
@@ -141,17 +162,16 @@ def dtype_name(x: Tensor) -> str:
     return str(x.dtype)[6:]
 
 
-def call(function: str, *tensors: Tensor | None, **sizes: Any) -> None:
-    """Run `vda._C.<function>` on the device and current stream of the first tensor.
+def call(function: str, first: Tensor, **members: Any) -> None:
+    """Run `vda._C.<function>` on the device and current stream of the tensor `first`.
 
-    None becomes a null pointer. Nothing is checked and nothing is made contiguous here: pass strides, or tensors
-    that are known to be contiguous. The call returns when the work is queued (CUDA) or done (CPU).
+    members: those of the op's parameter struct (csrc/<op>.h), tensors as tensors or None. Nothing is checked and
+    nothing is made contiguous here. The call returns when the work is queued (CUDA) or done (CPU).
     """
-    pointers = [0 if x is None else x.data_ptr() for x in tensors]
-    first = tensors[0]
-    assert first is not None
+    arguments = {name: _array(x) if isinstance(x, Tensor) else x for name, x in members.items()}
+    suffix = " naive" if _naive else ""
     if _shim is not None:
-        getattr(_shim, function)("cuda", *pointers, threads=1, stream=0, **sizes)
+        getattr(_shim, function)("cuda" + suffix, 1, 0, **arguments)
         return
     kernel = getattr(load()[0], function, None)
     if kernel is None:
@@ -159,9 +179,13 @@ def call(function: str, *tensors: Tensor | None, **sizes: Any) -> None:
     if first.is_cuda:
         with torch.cuda.device(first.device):
             stream = torch.cuda.current_stream(first.device).cuda_stream
-            kernel("cuda", *pointers, threads=1, stream=stream, **sizes)
+            kernel("cuda" + suffix, 1, stream, **arguments)
     else:
-        kernel("cpu", *pointers, threads=torch.get_num_threads(), stream=0, **sizes)
+        kernel("cpu", torch.get_num_threads(), 0, **arguments)
+
+
+def _array(x: Tensor) -> tuple[int, tuple[int, ...], str]:
+    return x.data_ptr(), x.stride(), dtype_name(x)
 
 
 def define(

@@ -119,16 +119,6 @@ def refuse_gradient(**tensors: Tensor) -> None:
 # ---- torch.ops.vda.aggregate ----
 
 
-def _without_neighbour(x: Tensor) -> tuple[int, ...]:
-    """Strides of [B, J, ...] without J, in elements."""
-    return x.stride()[:1] + x.stride()[2:]
-
-
-def _neighbour_step(x: Tensor) -> int:
-    """Bytes from one neighbour to the next."""
-    return x.stride(1) * x.element_size()
-
-
 def _aggregate(
     probs: Tensor, neighbour_probs: Tensor, flows: Tensor, frame: Tensor, neighbour_frames: Tensor, limit: float
 ) -> Tensor:
@@ -138,19 +128,12 @@ def _aggregate(
     _lib.call(
         "aggregate",
         probs,
-        neighbour_probs,
-        flows,
-        frame,
-        neighbour_frames,
-        out,
-        probs_stride=probs.stride(),
-        neighbour_probs_stride=_without_neighbour(neighbour_probs),
-        flows_stride=_without_neighbour(flows),
-        frame_stride=frame.stride(),
-        neighbour_frames_stride=_without_neighbour(neighbour_frames),
-        probs_step=_neighbour_step(neighbour_probs),
-        flows_step=_neighbour_step(flows),
-        frames_step=_neighbour_step(neighbour_frames),
+        probs=probs,
+        neighbour_probs=neighbour_probs,
+        flows=flows,
+        frame=frame,
+        neighbour_frames=neighbour_frames,
+        out=out,
         batch=B,
         neighbours=flows.shape[1],
         classes=K,
@@ -158,7 +141,6 @@ def _aggregate(
         height=H,
         width=W,
         dtype=_lib.dtype_name(probs),
-        flows_dtype=_lib.dtype_name(flows),
         limit=limit,
     )
     return out

@@ -190,16 +190,9 @@ def _check_warp(image: Tensor, flow: Tensor, mode: str, padding: str, fill: floa
     _lib.check_devices(image=image, flow=flow)
 
 
-def _geometry(image: Tensor, flow: Tensor) -> dict[str, object]:
+def _sizes(image: Tensor) -> dict[str, int]:
     B, C, H, W = image.shape
-    return {
-        "flow_stride": flow.stride(),
-        "flow_dtype": _lib.dtype_name(flow),
-        "batch": B,
-        "channels": C,
-        "height": H,
-        "width": W,
-    }
+    return {"batch": B, "channels": C, "height": H, "width": W}
 
 
 # ---- torch.ops.vda.warp ----
@@ -207,20 +200,18 @@ def _geometry(image: Tensor, flow: Tensor) -> dict[str, object]:
 
 def _warp(image: Tensor, flow: Tensor, mode: str, padding: str, fill: float) -> Tensor:
     out = image.new_empty(image.shape)
-    sizes = _geometry(image, flow) | {"image_stride": image.stride(), "padding": padding}
+    members = {"image": image, "flow": flow, "out": out, "padding": padding, **_sizes(image)}
     if mode == "bilinear":
-        _lib.call("warp", image, flow, out, dtype=_lib.dtype_name(image), **sizes)
+        _lib.call("warp", image, dtype=_lib.dtype_name(image), **members)
     else:
         bits = torch.tensor([fill], dtype=image.dtype).view(torch.uint8).tolist() if fill else []
         _lib.call(
             "warp_nearest",
             image,
-            flow,
-            out,
             element_size=image.element_size(),
             double_flow=image.dtype == torch.float64,
             fill=int.from_bytes(bits, "little"),
-            **sizes,
+            **members,
         )
     return out
 
@@ -254,18 +245,17 @@ def _warp_backward(
     _lib.call(
         "warp_backward",
         grad,
-        image,
-        flow,
-        grad_image,
-        grad_flow,
-        sums,
-        scale,
-        grad_out_stride=grad.stride(),
-        image_stride=image.stride(),
+        grad_out=grad,
+        image=image,
+        flow=flow,
+        grad_image=grad_image,
+        grad_flow=grad_flow,
+        fixed_point=sums,
+        scale=scale,
         dtype=_lib.dtype_name(image),
         mode=mode,
         padding=padding,
-        **_geometry(image, flow),
+        **_sizes(image),
     )
     if sums is not None and scale is not None:
         grad_image = sums.double() / scale
@@ -308,15 +298,14 @@ def _warp_occlusion(frame: Tensor, neighbour: Tensor, flow: Tensor, limit: float
     _lib.call(
         "warp_occlusion",
         frame,
-        neighbour,
-        flow,
-        warped,
-        visible,
-        frame_stride=frame.stride(),
-        neighbour_stride=neighbour.stride(),
+        frame=frame,
+        neighbour=neighbour,
+        flow=flow,
+        out=warped,
+        visible=visible,
         dtype=_lib.dtype_name(frame),
         limit=limit,
-        **_geometry(frame, flow),
+        **_sizes(frame),
     )
     return warped, visible
 
