@@ -1,5 +1,5 @@
-// CUDA kernel of aggregate.h: one thread per pixel. Nothing but the result is written: K (1 + J) reads and K writes per
-// pixel, plus the flow and the colours; any number of neighbours costs no storage.
+// CUDA kernel of aggregate.h: one thread per pixel. Nothing but the result is written: K (1 + J) reads and K
+// writes per pixel, plus the flow and the colours; any number of neighbours costs no storage.
 #include "aggregate.h"
 #include "common.cuh"
 

@@ -23,8 +23,8 @@ struct AggregateParams {
 int aggregate_cpu(const AggregateParams& p, int threads);
 int aggregate_cuda(const AggregateParams& p, void* stream);
 
-// One pixel of the result. Sums of kClasses classes are held at once; with more classes than that the occlusion test
-// is taken again for each block of them.
+// One pixel of the result. Sums of kClasses classes are held at once; with more classes than that the
+// occlusion test is taken again for each block of them.
 template <typename T>
 VDA_HD void aggregate_pixel(const AggregateParams& p, float limit, int64_t b, int y, int x) {
     constexpr int kClasses = 20;

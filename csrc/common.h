@@ -137,6 +137,8 @@ VDA_HD float load(const float* p) { return *p; }
 VDA_HD double load(const double* p) { return *p; }
 VDA_HD float load(const half* p) { return to_float(*p); }
 VDA_HD float load(const bfloat16* p) { return to_float(*p); }
+VDA_HD float load(const int16_t* p) { return float(*p); }
+VDA_HD float load(const uint8_t* p) { return float(*p); }
 
 VDA_HD void store(float* p, float value) { *p = value; }
 VDA_HD void store(double* p, double value) { *p = value; }

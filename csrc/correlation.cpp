@@ -6,11 +6,11 @@
 namespace vda {
 namespace {
 
-// Packed operands of one sample: f1 as [H][W / lanes][C][lanes], f2 as [H][C][margin + W + margin], zero padded.
+// Packed operands of one sample: f1 as [H][W / lanes][C][lanes], f2 as [H][C][margin + W + margin], zero
+// padded.
 struct PackedCorrelation {
     int64_t f2_width, f1_row, f2_row, margin;
-    explicit PackedCorrelation(const CorrelationParams& p)
-        : margin(int64_t(p.radius) * p.stride) {
+    explicit PackedCorrelation(const CorrelationParams& p) : margin(int64_t(p.radius) * p.stride) {
         const int64_t width = ceil_div(p.width, kMaxLanes) * kMaxLanes;
         f2_width = width + 2 * margin;
         f1_row = width * p.channels;
@@ -34,7 +34,8 @@ int forward(const CorrelationParams& p, int threads) {
     const auto pack = VDA_WIDEST(pack_rows<T>);
     const auto groups = VDA_WIDEST(forward_groups<T>);
     const int64_t row_work = int64_t(p.width) * p.channels, d = displacements(p), rows = baseline::kRows;
-    const int64_t n = int64_t(std::min(p.stride, p.height)) * ceil_div<int64_t>(ceil_div(p.height, p.stride), rows);
+    const int64_t n =
+        int64_t(std::min(p.stride, p.height)) * ceil_div<int64_t>(ceil_div(p.height, p.stride), rows);
     for (int64_t b = 0; b < p.batch; ++b) {
         parallel_for(p.height, ceil_div(kWorkPerThread / 16, row_work), threads,
                      [&](int64_t begin, int64_t end) { pack(p, size, b, begin, end); });

@@ -1,10 +1,11 @@
 // Correlation (cost volume) of FlowNet2, forward and both gradients: kernel size 1, output stride 1, padding
 // equal to the largest displacement.
 //
-//   out[b, d, y, x] = f(scale sum_c f1[b, c, y, x] f2[b, c, y + dy, x + dx]),   d = (j + radius) D + (i + radius)
+//   out[b, d, y, x] = f(scale sum_c f1[b, c, y, x] f2[b, c, y + dy, x + dx]),   d = (j + radius) D + (i +
+//   radius)
 //
-// with (dy, dx) = (j, i) * stride, j and i in [-radius, radius], D = 2 radius + 1, f2 = 0 outside the frame and
-// f(x) = x where x > 0, else negative_slope x (LeakyReLU; 1 is none).
+// with (dy, dx) = (j, i) * stride, j and i in [-radius, radius], D = 2 radius + 1, f2 = 0 outside the frame
+// and f(x) = x where x > 0, else negative_slope x (LeakyReLU; 1 is none).
 #pragma once
 
 #include "common.h"

@@ -9,8 +9,9 @@ constexpr int kChunk = 64;   // channels between two visits of the sums; keeps b
 template <typename A>
 using Vector = typename Lanes<A>::vector;
 
-// Copies rows [begin, end) of all channels: a run of at most `lanes` pixels from x on goes to to(y, c, x). In blocks of
-// rows or of channels, so that both contiguous and channels-last maps are read in the order in which they lie.
+// Copies rows [begin, end) of all channels: a run of at most `lanes` pixels from x on goes to to(y, c, x). In
+// blocks of rows or of channels, so that both contiguous and channels-last maps are read in the order in
+// which they lie.
 template <typename T, typename To>
 VDA_INLINE void copy_rows(const CorrelationParams& p, const View& view, int64_t b, int64_t begin, int64_t end,
                           const To& to) {
@@ -26,7 +27,8 @@ VDA_INLINE void copy_rows(const CorrelationParams& p, const View& view, int64_t 
                     const T* row = from + c * stride[1] + y * stride[2];
                     int x = 0;
                     if constexpr (!std::is_same_v<T, double>) {
-                        for (; x + lanes <= p.width; x += lanes) store_lanes(to(y, c, x), load_lanes(row + x));
+                        for (; x + lanes <= p.width; x += lanes)
+                            store_lanes(to(y, c, x), load_lanes(row + x));
                     }
                     for (; x < p.width; ++x) to(y, c, x / lanes * lanes)[x % lanes] = load(row + x);
                 }
@@ -35,7 +37,8 @@ VDA_INLINE void copy_rows(const CorrelationParams& p, const View& view, int64_t 
             for (int64_t y = begin; y < end; ++y) {
                 for (int x = 0; x < p.width; ++x) {
                     const T* pixel = from + y * stride[2] + x * stride[3];
-                    for (int c = c0; c < c1; ++c) to(y, c, x / lanes * lanes)[x % lanes] = load(pixel + c * stride[1]);
+                    for (int c = c0; c < c1; ++c)
+                        to(y, c, x / lanes * lanes)[x % lanes] = load(pixel + c * stride[1]);
                 }
             }
         }
@@ -44,14 +47,16 @@ VDA_INLINE void copy_rows(const CorrelationParams& p, const View& view, int64_t 
 
 // Rows [begin, end) of sample b in the layout of PackedCorrelation.
 template <typename T>
-void pack_rows(const CorrelationParams& p, const PackedCorrelation& size, int64_t b, int64_t begin, int64_t end) {
+void pack_rows(const CorrelationParams& p, const PackedCorrelation& size, int64_t b, int64_t begin,
+               int64_t end) {
     using A = Acc<T>;
     constexpr int lanes = Lanes<A>::count;
     A* f1 = static_cast<A*>(p.workspace);
     A* f2 = f1 + p.height * size.f1_row;
     const int64_t covered = p.width / lanes * lanes;  // the rest of the last run has no pixel
     for (int64_t y = begin; y < end; ++y) {
-        if (covered < p.width) memset(f1 + y * size.f1_row + covered * p.channels, 0, lanes * p.channels * sizeof(A));
+        if (covered < p.width)
+            memset(f1 + y * size.f1_row + covered * p.channels, 0, lanes * p.channels * sizeof(A));
         for (int c = 0; c < p.channels; ++c) {
             A* row = f2 + y * size.f2_row + c * size.f2_width;
             memset(row, 0, size.margin * sizeof(A));
@@ -66,8 +71,8 @@ void pack_rows(const CorrelationParams& p, const PackedCorrelation& size, int64_
     });
 }
 
-// sums[column][row] (= or +=) sum over `channels` of f1 (kRows vectors, one from each pointer) times f2 (Columns
-// vectors, `step` apart). All sums stay in registers.
+// sums[column][row] (= or +=) sum over `channels` of f1 (kRows vectors, one from each pointer) times f2
+// (Columns vectors, `step` apart). All sums stay in registers.
 template <typename A, int Columns>
 VDA_INLINE void forward_tile(const A* const f1[kRows], const A* f2, int64_t f2_width, int step, int channels,
                              bool first, Vector<A>* sums) {
@@ -80,7 +85,8 @@ VDA_INLINE void forward_tile(const A* const f1[kRows], const A* f2, int64_t f2_w
     const A* a2 = f1[2];
     const A* a3 = f1[3];
     for (int c = 0; c < channels; ++c, f2 += f2_width) {
-        const Vector<A> a[kRows] = {((const U*)a0)[c], ((const U*)a1)[c], ((const U*)a2)[c], ((const U*)a3)[c]};
+        const Vector<A> a[kRows] = {((const U*)a0)[c], ((const U*)a1)[c], ((const U*)a2)[c],
+                                    ((const U*)a3)[c]};
 #pragma GCC unroll 8
         for (int column = 0; column < Columns; ++column) {
             const Vector<A> b = *(const U*)(f2 + column * step);
@@ -94,8 +100,8 @@ VDA_INLINE void forward_tile(const A* const f1[kRows], const A* f2, int64_t f2_w
 
 // sums[column][row] for `columns` displacements from f2 on, all channels.
 template <typename A>
-VDA_INLINE void forward_band(const CorrelationParams& p, const A* const f1[kRows], const A* f2, int64_t f2_width,
-                             int columns, Vector<A>* sums) {
+VDA_INLINE void forward_band(const CorrelationParams& p, const A* const f1[kRows], const A* f2,
+                             int64_t f2_width, int columns, Vector<A>* sums) {
     for (int c = 0; c < p.channels; c += kChunk) {
         const int n = p.channels - c < kChunk ? p.channels - c : kChunk;
         const A* a[kRows];
@@ -125,8 +131,8 @@ VDA_INLINE void store_sums(const CorrelationParams& p, Vector<Acc<T>> sum, T* to
     for (int i = 0; i < Lanes<A>::count && i < count; ++i) store(to + i, sum[i]);
 }
 
-// All outputs of kRows rows of one parity, first row y0. Row y0 + t * stride of f2 serves row i of the group at
-// vertical displacement step t - i, so one load of f2 feeds kRows outputs.
+// All outputs of kRows rows of one parity, first row y0. Row y0 + t * stride of f2 serves row i of the group
+// at vertical displacement step t - i, so one load of f2 feeds kRows outputs.
 template <typename T>
 VDA_INLINE void forward_rows(const CorrelationParams& p, const PackedCorrelation& size, int64_t b, int y0) {
     using A = Acc<T>;
@@ -147,7 +153,8 @@ VDA_INLINE void forward_rows(const CorrelationParams& p, const PackedCorrelation
             const int j = t - row + p.radius;
             const bool wanted = j >= 0 && j < d && y < p.height;
             to_row[row] = wanted ? out + int64_t(j) * d * plane + y * p.width : nullptr;
-            f1_row[row] = f1 + (y < p.height ? y : y0) * size.f1_row;  // of an unwanted row: anything readable
+            f1_row[row] =
+                f1 + (y < p.height ? y : y0) * size.f1_row;  // of an unwanted row: anything readable
         }
         for (int x0 = 0; x0 < p.width; x0 += lanes) {
             const A* a[kRows];
@@ -161,7 +168,8 @@ VDA_INLINE void forward_rows(const CorrelationParams& p, const PackedCorrelation
                         for (int k = 0; k < columns; ++k, to += plane) visit(to, k * kRows + row);
                     }
                 };
-                each_result([](T* to, int) VDA_INLINED { __builtin_prefetch(to, 1); });  // while the sums are made
+                each_result([](T* to, int)
+                                VDA_INLINED { __builtin_prefetch(to, 1); });  // while the sums are made
                 if (exists) {
                     const A* from = f2 + row2 * size.f2_row + x0 + int64_t(k0) * p.stride;
                     forward_band(p, a, from, size.f2_width, columns, sums);
@@ -176,7 +184,8 @@ VDA_INLINE void forward_rows(const CorrelationParams& p, const PackedCorrelation
 
 // Groups are numbered parity first, so neighbours in the list are neighbours in the frame.
 template <typename T>
-void forward_groups(const CorrelationParams& p, const PackedCorrelation& size, int64_t b, int64_t begin, int64_t end) {
+void forward_groups(const CorrelationParams& p, const PackedCorrelation& size, int64_t b, int64_t begin,
+                    int64_t end) {
     const int parities = p.stride < p.height ? p.stride : p.height;
     for (int64_t group = begin; group < end; ++group) {
         const int64_t y0 = group % parities + group / parities * kRows * p.stride;

@@ -20,7 +20,9 @@ struct Band {
     int64_t weights(const CorrelationParams& p) const {
         return ceil_div(displacements(p) * p.width * width, int64_t(kMaxLanes)) * kMaxLanes;
     }
-    int64_t scratch(const CorrelationParams& p) const { return weights(p) + p.width * channels; }  // of one thread
+    int64_t scratch(const CorrelationParams& p) const {
+        return weights(p) + p.width * channels;
+    }  // of one thread
 };
 
 }  // namespace
@@ -47,9 +49,9 @@ int backward(const CorrelationParams& p, int threads) {
     for (int64_t b = 0; b < p.batch; ++b) {
         for (const bool second : {false, true}) {
             if ((second ? p.grad_f2 : p.grad_f1) == nullptr) continue;
-            parallel_for(p.height, ceil_div(kWorkPerThread / 16, row_work), threads, [&](int64_t begin, int64_t end) {
-                pack(p, second ? p.f1 : p.f2, b, band, begin, end);
-            });
+            parallel_for(
+                p.height, ceil_div(kWorkPerThread / 16, row_work), threads,
+                [&](int64_t begin, int64_t end) { pack(p, second ? p.f1 : p.f2, b, band, begin, end); });
             std::atomic<int64_t> next{0};
             parallel_for(slots, 1, int(slots), [&](int64_t slot, int64_t) {
                 for (int64_t y = next++; y < p.height; y = next++) {

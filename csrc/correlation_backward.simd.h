@@ -1,7 +1,7 @@
-// Both gradients of correlation.h, compiled per instruction set (multiversion.h). A gradient at a pixel is a sum over
-// displacements of (an element of grad_out) times (the other map's features at the displaced pixel). For kPixels
-// pixels one step apart the displaced pixels overlap: a banded matrix product weights[pixel][q] x features[q][channel],
-// where q runs over the union of displaced pixels along x.
+// Both gradients of correlation.h, compiled per instruction set (multiversion.h). A gradient at a pixel is a
+// sum over displacements of (an element of grad_out) times (the other map's features at the displaced pixel).
+// For kPixels pixels one step apart the displaced pixels overlap: a banded matrix product weights[pixel][q] x
+// features[q][channel], where q runs over the union of displaced pixels along x.
 #include "transpose.simd.h"
 
 constexpr int kVectors = kBytes == 64 ? 4 : 2;  // vectors of channels that share a broadcast of a weight
@@ -24,13 +24,15 @@ void pack_features(const CorrelationParams& p, const View& view, int64_t b, cons
             continue;
         }
         for (int x = 0; x < p.width; ++x) {
-            for (int c = 0; c < p.channels; ++c) to[x * band.channels + c] = load(row + x * view.stride[3] + c * view.stride[1]);
+            for (int c = 0; c < p.channels; ++c)
+                to[x * band.channels + c] = load(row + x * view.stride[3] + c * view.stride[1]);
         }
     }
 }
 
-// grad_out as the weights of one row y of one gradient: weights[j][x][kMargin + i], zero in the margins, the element
-// of displacement (j, i) at pixel x of row y (first map) or of the row that displacement j leads here from (second).
+// grad_out as the weights of one row y of one gradient: weights[j][x][kMargin + i], zero in the margins, the
+// element of displacement (j, i) at pixel x of row y (first map) or of the row that displacement j leads here
+// from (second).
 template <typename T>
 VDA_INLINE void pack_weights(const CorrelationParams& p, const Band& band, int64_t b, bool second, int64_t y,
                              Acc<T>* weights) {
@@ -47,7 +49,8 @@ VDA_INLINE void pack_weights(const CorrelationParams& p, const Band& band, int64
             continue;
         }
         for (int x = 0; x < p.width; ++x) {
-            for (int i = 0; i < d; ++i) weights[x * band.width + kMargin + i] = load(from + x * stride[3] + i * stride[1]);
+            for (int i = 0; i < d; ++i)
+                weights[x * band.width + kMargin + i] = load(from + x * stride[3] + i * stride[1]);
         }
     }
 }
@@ -59,23 +62,25 @@ struct Piece {
     bool second;
 };
 
-// One block of Vectors vectors of channels of a piece, all displacements; kPixels * Vectors sums stay in registers.
-// weights as from pack_weights; features and result point at the first channel of the block, result pixels `step`
-// elements apart.
+// One block of Vectors vectors of channels of a piece, all displacements; kPixels * Vectors sums stay in
+// registers. weights as from pack_weights; features and result point at the first channel of the block,
+// result pixels `step` elements apart.
 template <typename A, int Vectors>
-VDA_INLINE void backward_tile(const CorrelationParams& p, const Band& band, const Piece& piece, const A* weights,
-                              const A* features, A* result, int64_t step) {
+VDA_INLINE void backward_tile(const CorrelationParams& p, const Band& band, const Piece& piece,
+                              const A* weights, const A* features, A* result, int64_t step) {
     using U = typename Lanes<A>::unaligned;
     const int d = displacements(p);
     // Positions q of the band that lie inside the frame.
-    const int before = piece.x0 / p.stride, after = (p.width - 1 - piece.x0) / p.stride;  // steps to the edges
+    const int before = piece.x0 / p.stride,
+              after = (p.width - 1 - piece.x0) / p.stride;  // steps to the edges
     const int first = before < p.radius ? p.radius - before : 0;
     const int last = p.radius + after < d + kPixels - 2 ? p.radius + after : d + kPixels - 2;
     // Weight of pixel i at position q: at base[i] + q * weight_step.
     const int64_t weight_step = piece.second ? int64_t(p.stride) * band.width - 1 : 1;
     int64_t base[kPixels];
     for (int i = 0; i < kPixels; ++i) {
-        const int x = i <= after ? piece.x0 + i * p.stride : piece.x0;  // of a pixel outside: anything readable
+        const int x =
+            i <= after ? piece.x0 + i * p.stride : piece.x0;  // of a pixel outside: anything readable
         base[i] = piece.second ? (piece.x0 - int64_t(p.radius) * p.stride) * band.width + kMargin + d - 1 + i
                                : x * band.width + kMargin - i;
     }
@@ -84,7 +89,8 @@ VDA_INLINE void backward_tile(const CorrelationParams& p, const Band& band, cons
         const int64_t row = piece.y + int64_t(piece.second ? p.radius - j : j - p.radius) * p.stride;
         if (row < 0 || row >= p.height) continue;
         const A* w = weights + int64_t(j) * p.width * band.width + first * weight_step;
-        const A* from = features + (row * p.width + piece.x0 + int64_t(first - p.radius) * p.stride) * band.channels;
+        const A* from =
+            features + (row * p.width + piece.x0 + int64_t(first - p.radius) * p.stride) * band.channels;
         for (int q = first; q <= last; ++q, w += weight_step, from += p.stride * band.channels) {
             Vector<A> f[Vectors];
 #pragma GCC unroll 4
@@ -107,8 +113,8 @@ VDA_INLINE void backward_tile(const CorrelationParams& p, const Band& band, cons
 
 // One row of one gradient into result [W][C rounded up].
 template <typename A>
-VDA_INLINE void backward_row(const CorrelationParams& p, const Band& band, int64_t y, bool second, const A* features,
-                             const A* weights, A* result) {
+VDA_INLINE void backward_row(const CorrelationParams& p, const Band& band, int64_t y, bool second,
+                             const A* features, const A* weights, A* result) {
     constexpr int lanes = Lanes<A>::count;
     const int parities = p.stride < p.width ? p.stride : p.width;
     for (int group = 0; group < p.width; group += kPixels * p.stride) {
@@ -117,10 +123,12 @@ VDA_INLINE void backward_row(const CorrelationParams& p, const Band& band, int64
             const int64_t step = p.stride * band.channels;
             int64_t c = 0;
             for (; c + kVectors * lanes <= band.channels; c += kVectors * lanes) {
-                backward_tile<A, kVectors>(p, band, piece, weights, features + c, result + x0 * band.channels + c, step);
+                backward_tile<A, kVectors>(p, band, piece, weights, features + c,
+                                           result + x0 * band.channels + c, step);
             }
             for (; c < band.channels; c += lanes) {
-                backward_tile<A, 1>(p, band, piece, weights, features + c, result + x0 * band.channels + c, step);
+                backward_tile<A, 1>(p, band, piece, weights, features + c, result + x0 * band.channels + c,
+                                    step);
             }
         }
     }
@@ -128,8 +136,8 @@ VDA_INLINE void backward_row(const CorrelationParams& p, const Band& band, int64
 
 // Rows [begin, end) of one gradient of one sample. scratch: band.scratch(p) elements.
 template <typename T>
-void backward_rows(const CorrelationParams& p, const Band& band, int64_t b, bool second, void* scratch, int64_t begin,
-                   int64_t end) {
+void backward_rows(const CorrelationParams& p, const Band& band, int64_t b, bool second, void* scratch,
+                   int64_t begin, int64_t end) {
     using A = Acc<T>;
     A* weights = static_cast<A*>(scratch);
     A* result = weights + band.weights(p);

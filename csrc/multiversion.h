@@ -16,6 +16,10 @@
 #include <cstring>
 #include <type_traits>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "sighting.h"
 
 #if !defined(__GNUC__)
@@ -23,6 +27,7 @@
 #endif
 
 #define VDA_INLINE inline __attribute__((always_inline))
+#define VDA_OUTLINE __attribute__((noinline))       // the seldom case, kept out of the way of the common one
 #define VDA_INLINED __attribute__((always_inline))  // of a lambda, after its parameters
 
 #if defined(__x86_64__) && !defined(__clang__)

@@ -29,8 +29,8 @@ VDA_HD bool in_frame(Position<A> p, int height, int width) {
     return p.x >= A(0) && p.x <= A(width - 1) && p.y >= A(0) && p.y <= A(height - 1);
 }
 
-// A quotient, where a product with 0.1f could be merged into the sum that follows and miss the ties that are 10 % of
-// such values.
+// A quotient, where a product with 0.1f could be merged into the sum that follows and miss the ties that are
+// 10 % of such values.
 VDA_HD float tenths(int16_t value) {
 #if defined(__CUDA_ARCH__)
     return __fdiv_rn(float(value), 10.0f);
@@ -39,8 +39,8 @@ VDA_HD float tenths(int16_t value) {
 #endif
 }
 
-// Flow [B, 2, H, W] in pixels, channel 0 = u (to the right), 1 = v (down), of any float type, or int16 in tenths of
-// a pixel; any strides.
+// Flow [B, 2, H, W] in pixels, channel 0 = u (to the right), 1 = v (down), of any float type, or int16 in
+// tenths of a pixel; any strides.
 struct FlowView {
     const void* data;
     int64_t stride[4];

@@ -1,5 +1,5 @@
-// Which pixels of a frame can be seen in its neighbours (the map I of Eq. 10): the test of warp_occlusion_pixel, taken
-// on the fly. Shared by aggregate and aggregate_labels.
+// Which pixels of a frame can be seen in its neighbours (the map I of Eq. 10): the test of
+// warp_occlusion_pixel, taken on the fly. Shared by aggregate and aggregate_labels.
 #pragma once
 
 #include "sampling.h"

@@ -4,49 +4,62 @@
 // simd.h.
 
 struct StripPosition {
-    Floats x, y;  // 0 where not usable
-    Ints usable;  // finite, and not beyond kNowhere
+    Floats x, y;  // may be anything, NaN included
 };
 
 template <typename T>
-VDA_INLINE void add_flow(const FlowView& flow, int64_t i, StripPosition& at) {
+VDA_INLINE void convert_flow(const FlowView& flow, int64_t i, float* uv) {
     const T* from = static_cast<const T*>(flow.data) + i;
-    const Floats u = load_lanes(from, flow.stride[3]);
-    const Floats v = load_lanes(from + flow.stride[1], flow.stride[3]);
     constexpr bool in_tenths = std::is_same_v<T, int16_t>;  // see tenths() of sampling.h
-    at.x += in_tenths ? u / 10.0f : u;
-    at.y += in_tenths ? v / 10.0f : v;
+    for (int channel = 0; channel < 2; ++channel) {
+        const Floats value = load_lanes(from + channel * flow.stride[1], flow.stride[3]);
+        store_lanes(uv + channel * kLanes, in_tenths ? value / 10.0f : value);
+    }
+}
+
+// The flow from element i on as uv [2, kLanes].
+VDA_OUTLINE void convert_flow(const FlowView& flow, int64_t i, float* uv) {
+    switch (flow.dtype) {
+        case Dtype::f16:
+            return convert_flow<half>(flow, i, uv);
+        case Dtype::bf16:
+            return convert_flow<bfloat16>(flow, i, uv);
+        case Dtype::i16:
+            return convert_flow<int16_t>(flow, i, uv);
+        default:
+            return convert_flow<float>(flow, i, uv);
+    }
 }
 
 // The strip that begins at pixel (y, x0) of image b; not for flow in double.
 VDA_INLINE StripPosition strip_position(const FlowView& flow, int64_t b, int y, int x0) {
-    StripPosition at{to_floats(iota(x0)), splat(float(y)), {}};
     const int64_t i = b * flow.stride[0] + y * flow.stride[2] + x0 * flow.stride[3];
-    switch (flow.dtype) {
-        case Dtype::f16:
-            add_flow<half>(flow, i, at);
-            break;
-        case Dtype::bf16:
-            add_flow<bfloat16>(flow, i, at);
-            break;
-        case Dtype::i16:
-            add_flow<int16_t>(flow, i, at);
-            break;
-        default:
-            add_flow<float>(flow, i, at);
+    const float* u = static_cast<const float*>(flow.data) + i;
+    const float* v = u + flow.stride[1];
+    float converted[2 * kLanes];
+    if (flow.dtype != Dtype::f32 || flow.stride[3] != 1) {
+        convert_flow(flow, i, converted);
+        u = converted;
+        v = converted + kLanes;
     }
-    at.usable = (absolute(at.x) <= kNowhere) & (absolute(at.y) <= kNowhere);
-    at.x = at.usable ? at.x : splat(0.0f);
-    at.y = at.usable ? at.y : splat(0.0f);
-    return at;
+    return {to_floats(iota(x0)) + load_lanes(u), splat(float(y)) + load_lanes(v)};
 }
 
+// NaN fails every comparison, so it is in no frame.
 VDA_INLINE Ints in_frame(const StripPosition& at, int height, int width) {
-    return at.usable & (at.x >= 0.0f) & (at.x <= float(width - 1)) & (at.y >= 0.0f) &
-           (at.y <= float(height - 1));
+    return (at.x >= 0.0f) & (at.x <= float(width - 1)) & (at.y >= 0.0f) & (at.y <= float(height - 1));
+}
+VDA_INLINE Ints somewhere(const StripPosition& at) {
+    return (absolute(at.x) <= kNowhere) & (absolute(at.y) <= kNowhere);
 }
 
-// Calls body(x0, done) for strips that cover [0, width), width >= kLanes. The last two may overlap: then the
+// Whether rows of this length are done in strips: the arithmetic below is exact for them.
+VDA_INLINE bool in_strips(int height, int width) {
+    constexpr int kLongest = 1 << 22;
+    return width >= kLanes && width < kLongest && height < kLongest;
+}
+
+// Calls body(x0, done) for strips that cover [0, width), see in_strips. The last two may overlap: then the
 // strip before has done the first `done` pixels already.
 template <typename Body>
 VDA_INLINE void for_strips(int width, const Body& body) {
@@ -56,6 +69,13 @@ VDA_INLINE void for_strips(int width, const Body& body) {
     }
 }
 
+// First column of a window of 2 * kLanes columns around a strip's. A strip may shrink or stretch along x: it
+// may begin a quarter of a vector before its first pixel.
+VDA_INLINE int window_column(Ints column, int width) {
+    const int first = column[0] - kLanes / 4, last = width - 2 * kLanes;
+    return first < 0 ? 0 : (first > last ? last : first);
+}
+
 // Nearest pixels, ties to the even coordinate; where none exists, row and column are safe to read all the
 // same.
 struct StripNearest {
@@ -63,10 +83,80 @@ struct StripNearest {
 };
 
 VDA_INLINE StripNearest strip_nearest(const StripPosition& at, int height, int width, Padding padding) {
-    const Ints x = truncated(rounded(at.x)), y = truncated(rounded(at.y));
-    Ints exists = at.usable;
-    if (padding == Padding::zeros) exists &= (x >= 0) & (x < width) & (y >= 0) & (y < height);
-    return {clamped(y, 0, height - 1), clamped(x, 0, width - 1), exists};
+    StripPosition to{rounded(at.x), rounded(at.y)};
+    const Ints exists = padding == Padding::zeros ? in_frame(to, height, width) : somewhere(at);
+    to.x = exists ? to.x : Floats{};
+    to.y = exists ? to.y : Floats{};
+    if (padding == Padding::border) {
+        to.x = smaller(larger(to.x, Floats{}), splat(float(width - 1)));
+        to.y = smaller(larger(to.y, Floats{}), splat(float(height - 1)));
+    }
+    return {truncated(to.y), truncated(to.x), exists};
+}
+
+template <typename T>
+VDA_OUTLINE void gather(const T* plane, const int32_t* row, const int32_t* column, int64_t stride_y,
+                        int64_t stride_x, float* to) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) to[i] = load(plane + row[i] * stride_y + column[i] * stride_x);
+}
+
+// Elements one by one, from anywhere in a plane.
+template <typename T>
+VDA_INLINE Floats gathered(const T* plane, Ints row, Ints column, int64_t stride_y, int64_t stride_x) {
+    int32_t rows[kLanes], columns[kLanes];
+    float values[kLanes];
+    memcpy(rows, &row, sizeof(rows));
+    memcpy(columns, &column, sizeof(columns));
+    gather(plane, rows, columns, stride_y, stride_x, values);
+    return load_lanes(values);
+}
+
+// Labels at the nearest pixels, `fill` where none exists. Nearly all strips touch one or two rows; which of
+// the two cannot be foreseen, so both are read.
+VDA_INLINE Ints read_labels(const uint8_t* plane, int64_t stride_y, int64_t stride_x, const StripNearest& at,
+                            int height, int width, uint8_t fill) {
+    const int column = window_column(at.column, width);
+    int row = at.row[0];
+    row -= any(at.row < row);
+    const int next = row + 1 < height ? row + 1 : row;
+    const Ints fits =
+        (at.column >= column) & (at.column < column + 2 * kLanes) & (at.row >= row) & (at.row <= next);
+    Ints label{};
+    if (all(fits) && width >= 2 * kLanes && stride_x == 1) {
+        const uint8_t* upper = plane + row * stride_y + column;
+        const uint8_t* lower = plane + next * stride_y + column;
+        const Ints index = at.column - column;
+        const Ints first = permuted(load_bytes(upper), load_bytes(upper + kLanes), index);
+        const Ints second = permuted(load_bytes(lower), load_bytes(lower + kLanes), index);
+        label = at.row == row ? first : second;
+    } else {
+        label = truncated(gathered(plane, at.row, at.column, stride_y, stride_x));
+    }
+    return at.exists ? label : splat(int(fill));
+}
+
+// The part of a plane that holds all taps of a strip, if `rows` is not 0: that many rows from `row` on, 2 *
+// kLanes columns from `column` on.
+struct Window {
+    bool flat;  // two rows: every top tap lies in the first, every bottom tap in the second
+    int rows, row, column;
+};
+
+VDA_INLINE Window find_window(Ints left, Ints right, Ints top, Ints bottom, int width) {
+    constexpr int kMostRows = 6;  // more cost more than single reads
+    Window window{false, 0, top[0], window_column(left, width)};
+    const Ints fits = (left >= window.column) & (right < window.column + 2 * kLanes);
+    if (width < 2 * kLanes || !all(fits)) return window;
+    window.flat = all((top == window.row) & (bottom == window.row + 1));
+    if (window.flat) {
+        window.rows = 2;
+    } else {
+        window.row = lowest(top);
+        const int rows = highest(bottom) - window.row + 1;
+        window.rows = rows <= kMostRows ? rows : 0;
+    }
+    return window;
 }
 
 // Bilinear taps in a plane of height x width. A tap that does not exist (outside, unless the padding is
@@ -78,61 +168,41 @@ struct StripTaps {
     Floats left_weight, right_weight, top_weight, bottom_weight;
     Ints read;  // where any tap exists; elsewhere the sample is 0, whatever lies at the edge
     bool all_read;
-    // The window that holds all taps, if `rows` is not 0: that many rows from `row` on, 2 * kLanes columns
-    // from `column` on. It is flat if it has two rows, and every top tap lies in the first and every bottom
-    // tap in the second.
-    bool flat;
-    int rows, row, column;
+    Window window;
 };
-
-VDA_INLINE void find_window(int width, StripTaps& taps) {
-    constexpr int kMostRows = 6;  // more cost more than single reads
-    taps.rows = 0;
-    if (width < 2 * kLanes) return;
-    // The strip may shrink or stretch along x: its taps may begin a quarter of a vector before those of pixel
-    // 0.
-    const int column = taps.left[0] - kLanes / 4;
-    taps.column = column < 0 ? 0 : (column > width - 2 * kLanes ? width - 2 * kLanes : column);
-    const Ints fits = (taps.left >= taps.column) & (taps.right < taps.column + 2 * kLanes);
-    taps.row = taps.top[0];
-    taps.flat = all(fits & (taps.top == taps.row) & (taps.bottom == taps.row + 1));
-    if (taps.flat) {
-        taps.rows = 2;
-    } else if (all(fits)) {
-        taps.row = lowest(taps.top);
-        const int rows = highest(taps.bottom) - taps.row + 1;
-        taps.rows = rows <= kMostRows ? rows : 0;
-    }
-}
 
 VDA_INLINE StripTaps strip_taps(const StripPosition& at, int height, int width, Padding padding) {
     StripTaps taps;
-    const Floats left = floored(at.x), top = floored(at.y), none{};
+    taps.read = somewhere(at);
+    if (padding == Padding::zeros) {
+        taps.read = (at.x >= -1.0f) & (at.x < float(width)) & (at.y >= -1.0f) & (at.y < float(height));
+    }
+    taps.all_read = all(taps.read);
+    const Floats px = taps.read ? at.x : Floats{}, py = taps.read ? at.y : Floats{};
+    const Floats left = floored(px), top = floored(py);
     const Ints x = truncated(left), y = truncated(top);
-    taps.a = at.x - left;
-    taps.b = at.y - top;
+    taps.a = px - left;
+    taps.b = py - top;
     taps.left_weight = 1.0f - taps.a;
     taps.right_weight = taps.a;
     taps.top_weight = 1.0f - taps.b;
     taps.bottom_weight = taps.b;
-    taps.read = taps.has_left = taps.has_right = taps.has_top = taps.has_bottom = at.usable;
+    taps.has_left = taps.has_right = taps.has_top = taps.has_bottom = taps.read;
     if (padding == Padding::zeros) {
-        taps.has_left &= (x >= 0) & (x < width);
-        taps.has_right &= (x >= -1) & (x < width - 1);
-        taps.has_top &= (y >= 0) & (y < height);
-        taps.has_bottom &= (y >= -1) & (y < height - 1);
-        taps.read = (taps.has_left | taps.has_right) & (taps.has_top | taps.has_bottom);
-        taps.left_weight = taps.has_left ? taps.left_weight : none;
-        taps.right_weight = taps.has_right ? taps.right_weight : none;
-        taps.top_weight = taps.has_top ? taps.top_weight : none;
-        taps.bottom_weight = taps.has_bottom ? taps.bottom_weight : none;
+        taps.has_left &= x >= 0;
+        taps.has_right &= x < width - 1;
+        taps.has_top &= y >= 0;
+        taps.has_bottom &= y < height - 1;
+        taps.left_weight = x >= 0 ? taps.left_weight : Floats{};
+        taps.right_weight = x < width - 1 ? taps.right_weight : Floats{};
+        taps.top_weight = y >= 0 ? taps.top_weight : Floats{};
+        taps.bottom_weight = y < height - 1 ? taps.bottom_weight : Floats{};
     }
-    taps.all_read = all(taps.read);
     taps.left = clamped(x, 0, width - 1);
     taps.right = clamped(x + 1, 0, width - 1);
     taps.top = clamped(y, 0, height - 1);
     taps.bottom = clamped(y + 1, 0, height - 1);
-    find_window(width, taps);
+    taps.window = find_window(taps.left, taps.right, taps.top, taps.bottom, width);
     return taps;
 }
 
@@ -144,42 +214,30 @@ struct Pair {
 template <typename T>
 VDA_INLINE Pair window_row(const T* from, const StripTaps& taps) {
     const Floats a = load_lanes(from), b = load_lanes(from + kLanes);
-    return {permuted(a, b, taps.left - taps.column), permuted(a, b, taps.right - taps.column)};
-}
-
-// Elements at the given offsets.
-template <typename T>
-VDA_INLINE Floats gathered(const T* plane, Ints row, Ints column, int64_t stride_y, int64_t stride_x) {
-    int32_t rows[kLanes], columns[kLanes];
-    float values[kLanes];
-    memcpy(rows, &row, sizeof(rows));
-    memcpy(columns, &column, sizeof(columns));
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) values[i] = load(plane + rows[i] * stride_y + columns[i] * stride_x);
-    return load_lanes(values);
+    return {permuted(a, b, taps.left - taps.window.column), permuted(a, b, taps.right - taps.window.column)};
 }
 
 // Reads the taps of a strip in a plane of any strides.
 template <typename T>
 VDA_INLINE void read_taps(const T* plane, int64_t stride_y, int64_t stride_x, const StripTaps& taps,
                           Pair& top, Pair& bottom) {
-    if (taps.rows == 0 || stride_x != 1) {
+    if (taps.window.rows == 0 || stride_x != 1) {
         top.left = gathered(plane, taps.top, taps.left, stride_y, stride_x);
         top.right = gathered(plane, taps.top, taps.right, stride_y, stride_x);
         bottom.left = gathered(plane, taps.bottom, taps.left, stride_y, stride_x);
         bottom.right = gathered(plane, taps.bottom, taps.right, stride_y, stride_x);
         return;
     }
-    const T* from = plane + taps.row * stride_y + taps.column;
+    const T* from = plane + taps.window.row * stride_y + taps.window.column;
     top = window_row(from, taps);
-    if (taps.flat) {
+    if (taps.window.flat) {
         bottom = window_row(from + stride_y, taps);
         return;
     }
     bottom = top;
-    for (int r = 1; r < taps.rows; ++r) {
+    for (int r = 1; r < taps.window.rows; ++r) {
         const Pair row = window_row(from + r * stride_y, taps);
-        const Ints is_top = taps.top == taps.row + r, is_bottom = taps.bottom == taps.row + r;
+        const Ints is_top = taps.top == taps.window.row + r, is_bottom = taps.bottom == taps.window.row + r;
         top.left = is_top ? row.left : top.left;
         top.right = is_top ? row.right : top.right;
         bottom.left = is_bottom ? row.left : bottom.left;

@@ -123,8 +123,9 @@ int thresholds_select_cuda(const ThresholdsParams& p, void* stream) {
 }
 
 int thresholds_refine_cuda(const ThresholdsParams& p, void* stream) {
-    return for_float(
-        p.dtype, [&](auto type) { return launch_pixels(refine_kernel<decltype(type)>, p, p.pixels, stream); });
+    return for_float(p.dtype, [&](auto type) {
+        return launch_pixels(refine_kernel<decltype(type)>, p, p.pixels, stream);
+    });
 }
 
 int thresholds_update_cuda(const ThresholdsParams& p, void* stream) {

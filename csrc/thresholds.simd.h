@@ -16,7 +16,8 @@ VDA_INLINE Patterns patterns(const ThresholdsParams& p, const T* confidence) {
             bits = __builtin_convertvector(narrow, Ints);
         } else {
             const Floats value = load_lanes(confidence);
-            bits = floats_to_half(value > 1.0f ? reinterpret<Floats>(one) : value);
+            bits = __builtin_convertvector(floats_to_half(value > 1.0f ? reinterpret<Floats>(one) : value),
+                                           Ints);
         }
         const Ints skip = (bits > 0x7c00) & (bits != 0x8000);  // NaN, negative; -0 is 0
         bits = bits == 0x8000 ? Ints{} : (bits > 0x3c00 ? splat(0x3c00) : bits);
@@ -28,20 +29,14 @@ VDA_INLINE Patterns patterns(const ThresholdsParams& p, const T* confidence) {
     return {(bits >> 16) | skip, bits & 0xffff};
 }
 
-VDA_INLINE Ints load_labels(const uint8_t* label) {
-    Chars narrow;
-    memcpy(&narrow, label, sizeof(narrow));
-    return __builtin_convertvector(narrow, Ints);
-}
-
-// table [K, bins] += pixels [begin, end). Where all pixels of a vector fall into one bin they are counted at once: real
-// frames are smooth, and saturated confidences would otherwise queue up at one cell.
+// table [K, bins] += pixels [begin, end). Where all pixels of a vector fall into one bin they are counted at
+// once: real frames are smooth, and saturated confidences would otherwise queue up at one cell.
 template <typename T, typename Count>
 void count_pixels(const ThresholdsParams& p, Count* table, int64_t begin, int64_t end) {
     const T* confidence = static_cast<const T*>(p.confidence);
     int64_t i = begin;
     for (; i + kLanes <= end; i += kLanes) {
-        const Ints label = load_labels(p.label + i);
+        const Ints label = load_bytes(p.label + i);
         const Ints bin = patterns(p, confidence + i).bin;
         const Ints counts = (label < p.classes) & (bin >= 0);
         const Ints cell = counts ? label * p.bins + bin : splat(-1);
@@ -64,8 +59,8 @@ void count_pixels(const ThresholdsParams& p, Count* table, int64_t begin, int64_
     }
 }
 
-// lower [K, ranks, kLowerBins] += pixels [begin, end) whose bin some rank of their class has selected. Few are: those
-// near a threshold. All threads share the table.
+// lower [K, ranks, kLowerBins] += pixels [begin, end) whose bin some rank of their class has selected. Few
+// are: those near a threshold. All threads share the table.
 template <typename T>
 void refine_pixels(const ThresholdsParams& p, int64_t begin, int64_t end) {
     const T* confidence = static_cast<const T*>(p.confidence);
@@ -84,7 +79,9 @@ void refine_pixels(const ThresholdsParams& p, int64_t begin, int64_t end) {
             const Ints hit = (found.bin == key) & (key >= 0);
             if (!any(hit)) continue;
             for (int lane = 0; lane < kLanes; ++lane) {
-                if (hit[lane]) add_relaxed(p.lower + (int64_t(p.label[i + lane]) * n + r) * kLowerBins + found.lower[lane]);
+                if (hit[lane])
+                    add_relaxed(p.lower + (int64_t(p.label[i + lane]) * n + r) * kLowerBins +
+                                found.lower[lane]);
             }
         }
     }

@@ -1,6 +1,8 @@
-// to(column, row) = from(row, column), in blocks of one vector by one vector. Included by the kernels that need it.
+// to(column, row) = from(row, column), in blocks of one vector by one vector. Included by the kernels that
+// need it.
 
-// Rows become columns, in registers: after step `bit`, element (i, j) stands where bit `bit` of i and j is swapped.
+// Rows become columns, in registers: after step `bit`, element (i, j) stands where bit `bit` of i and j is
+// swapped.
 VDA_INLINE void transpose_block(Floats block[kLanes]) {
 #pragma GCC unroll 4
     for (int bit = 1; bit < kLanes; bit *= 2) {
@@ -19,8 +21,8 @@ VDA_INLINE void transpose_block(Floats block[kLanes]) {
 
 // from: [rows][columns], rows `from_stride` apart; to: [columns][rows], `to_stride` apart; times scale.
 template <typename From, typename To>
-VDA_INLINE void transpose(const From* from, int64_t from_stride, To* to, int64_t to_stride, int rows, int columns,
-                          Acc<From> scale) {
+VDA_INLINE void transpose(const From* from, int64_t from_stride, To* to, int64_t to_stride, int rows,
+                          int columns, Acc<From> scale) {
     int row = 0;
     if constexpr (!std::is_same_v<From, double> && kBytes > 16) {
         for (; row + kLanes <= rows; row += kLanes) {
@@ -28,10 +30,12 @@ VDA_INLINE void transpose(const From* from, int64_t from_stride, To* to, int64_t
             for (; column + kLanes <= columns; column += kLanes) {
                 Floats block[kLanes];
 #pragma GCC unroll 16
-                for (int i = 0; i < kLanes; ++i) block[i] = load_lanes(from + (row + i) * from_stride + column);
+                for (int i = 0; i < kLanes; ++i)
+                    block[i] = load_lanes(from + (row + i) * from_stride + column);
                 transpose_block(block);
 #pragma GCC unroll 16
-                for (int i = 0; i < kLanes; ++i) store_lanes(to + (column + i) * to_stride + row, block[i] * scale);
+                for (int i = 0; i < kLanes; ++i)
+                    store_lanes(to + (column + i) * to_stride + row, block[i] * scale);
             }
             for (; column < columns; ++column) {
                 for (int i = row; i < row + kLanes; ++i) {

@@ -22,7 +22,7 @@ VDA_INLINE void forward_row(const WarpParams& p, int64_t b, int y) {
     const T* image = static_cast<const T*>(p.image.data) + b * p.image.stride[0];
     T* out = static_cast<T*>(p.out) + b * p.channels * plane + int64_t(y) * p.width;
     if constexpr (!std::is_same_v<T, double>) {
-        if (p.width >= kLanes) return forward_strips(p, b, y, image, out);
+        if (in_strips(p.height, p.width)) return forward_strips(p, b, y, image, out);
     }
     for (int x = 0; x < p.width; ++x) {
         const auto at = p.flow.target<Acc<T>>(b, y, x);
@@ -57,7 +57,7 @@ VDA_INLINE void nearest_row(const WarpNearestParams& p, int64_t b, int y) {
     const S* image = static_cast<const S*>(p.image.data) + b * p.image.stride[0];
     S* out = static_cast<S*>(p.out) + b * p.channels * plane + int64_t(y) * p.width;
     if constexpr (std::is_same_v<A, float>) {
-        if (p.width >= kLanes) return nearest_strips(p, b, y, image, out);
+        if (in_strips(p.height, p.width)) return nearest_strips(p, b, y, image, out);
     }
     for (int x = 0; x < p.width; ++x) {
         const int64_t from = nearest_offset(p.flow.target<A>(b, y, x), p.height, p.width, p.image.stride[2],
@@ -107,7 +107,7 @@ VDA_INLINE void backward_image_plane(const WarpBackwardParams& p, int64_t b, int
         const T* grad_out = static_cast<const T*>(p.grad_out.data) + b * p.grad_out.stride[0] +
                             c * p.grad_out.stride[1] + y * p.grad_out.stride[2];
         if constexpr (!std::is_same_v<T, double>) {
-            if (p.width >= kLanes) {
+            if (in_strips(p.height, p.width)) {
                 backward_image_strips(p, b, y, grad_out, plane);
                 continue;
             }
@@ -162,7 +162,7 @@ VDA_INLINE void backward_flow_row(const WarpBackwardParams& p, int64_t b, int y)
         return;
     }
     if constexpr (!std::is_same_v<T, double>) {
-        if (p.width >= kLanes) return backward_flow_strips(p, b, y, grad_out, image, grad_flow);
+        if (in_strips(p.height, p.width)) return backward_flow_strips(p, b, y, grad_out, image, grad_flow);
     }
     for (int x = 0; x < p.width; ++x) {
         A gx = 0, gy = 0;
@@ -206,7 +206,7 @@ template <typename T>
 VDA_INLINE void occlusion_row(const WarpOcclusionParams& p, int64_t b, int y) {
     const auto limit = not_below<Acc<T>>(p.limit);
     if constexpr (!std::is_same_v<T, double>) {
-        if (p.width >= kLanes) return occlusion_strips<T>(p, limit, b, y);
+        if (in_strips(p.height, p.width)) return occlusion_strips<T>(p, limit, b, y);
     }
     for (int x = 0; x < p.width; ++x) warp_occlusion_pixel<T>(p, limit, b, y, x);
 }
