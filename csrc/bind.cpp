@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "aggregate.h"
+#include "apply_thresholds.h"
 #include "common.h"
 #include "consensus.h"
 #include "correlation.h"
@@ -96,6 +97,18 @@ class Fields {
         read(from, to.data);
         int64_t* s = to.stride;
         if (to.data != nullptr) strides(from, {s, s + 1, s + 2});
+    }
+    void read(py::handle from, ConfidenceView& to) {
+        read(from, to.data);
+        int64_t* s = to.stride;
+        if (to.data == nullptr) return;
+        strides(from, {s, s + 1, s + 2});
+        to.dtype = by_name(from.cast<py::tuple>()[2], kDtypes);
+    }
+    void read(py::handle from, ThetaView& to) {
+        int64_t one;
+        read(from, to.data);
+        if (to.data != nullptr) strides(from, {&to.stride, &one});
     }
     void read(py::handle from, FlowView& to) {
         read(from, to.data);
@@ -282,11 +295,22 @@ PYBIND11_MODULE(_C, m) {
     def(m, "thresholds_refine", Steps{thresholds_refine_cpu, VDA_CUDA(thresholds_refine_cuda)}, thresholds);
     def(m, "thresholds_update", Steps{thresholds_update_cpu, VDA_CUDA(thresholds_update_cuda)}, thresholds);
 
+    // ---- apply_thresholds ----
+    def<ApplyThresholdsParams>(m, "apply_thresholds", {apply_thresholds_cpu, VDA_CUDA(apply_thresholds_cuda)},
+                               [](Fields& f, ApplyThresholdsParams& p) {
+                                   f("label", p.label)("confidence", p.confidence)("theta", p.theta);
+                                   f("out", p.out)("batch", p.batch)("height", p.height)("width", p.width);
+                                   f("classes", p.classes)("ignore", p.ignore)("inclusive", p.inclusive);
+                               });
+
     // ---- consensus ----
     def<ConsensusParams>(m, "consensus", {consensus_cpu, VDA_CUDA(consensus_cuda)},
                          [](Fields& f, ConsensusParams& p) {
                              f("label", p.label)("reference", p.reference)("visible", p.visible);
                              f("flow", p.flow)("out", p.out)("batch", p.batch)("height", p.height);
                              f("width", p.width)("ignore", p.ignore)("mode", p.mode);
+                             f("confidence", p.confidence)("reference_confidence", p.reference_confidence);
+                             f("theta", p.theta)("reference_theta", p.reference_theta);
+                             f("classes", p.classes)("inclusive", p.inclusive);
                          });
 }

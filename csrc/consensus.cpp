@@ -10,10 +10,12 @@ namespace vda {
 int consensus_cpu(const ConsensusParams& p, int threads) {
     constexpr int64_t kPixelsPerThread = 1 << 14;
     if (p.width == 0) return kOk;
-    const auto rows = VDA_WIDEST(consensus_rows);
-    parallel_for(p.batch * p.height, ceil_div<int64_t>(kPixelsPerThread, p.width), threads,
-                 [&](int64_t begin, int64_t end) { rows(p, begin, end); });
-    return kOk;
+    return for_float(p.confidence.dtype, [&](auto type) {
+        const auto rows = VDA_WIDEST(consensus_rows<decltype(type)>);
+        parallel_for(p.batch * p.height, ceil_div<int64_t>(kPixelsPerThread, p.width), threads,
+                     [&](int64_t begin, int64_t end) { rows(p, begin, end); });
+        return kOk;
+    });
 }
 
 }  // namespace vda

@@ -1,6 +1,8 @@
-// Temporal consensus of two pseudo-label maps: the cut-out of Eq. 13 and the fill-in of Eq. 14.
+// Temporal consensus of two pseudo-label maps: the cut-out of Eq. 13 and the fill-in of Eq. 14. Where
+// confidences are given the maps are predictions, and what passes the thresholds is taken on the fly.
 #pragma once
 
+#include "confidence.h"
 #include "sampling.h"
 
 namespace vda {
@@ -17,6 +19,11 @@ struct ConsensusParams {
     int height, width;
     uint8_t ignore;
     ConsensusMode mode;
+    // The rest may be null or 0, all of it: then the labels are final.
+    ConfidenceView confidence, reference_confidence;
+    ThetaView theta, reference_theta;
+    int classes;
+    bool inclusive;  // a confidence equal to its threshold passes
 };
 
 int consensus_cpu(const ConsensusParams& p, int threads);
@@ -34,11 +41,18 @@ VDA_HD uint8_t agree(ConsensusMode mode, uint8_t label, uint8_t warped, bool vis
 }
 
 VDA_HD void consensus_pixel(const ConsensusParams& p, int64_t b, int y, int x) {
-    const int64_t from = nearest_offset(p.flow.target<float>(b, y, x), p.height, p.width,
-                                        p.reference.stride[1], p.reference.stride[2], Padding::zeros);
-    const uint8_t warped = from < 0 ? p.ignore : p.reference.data[b * p.reference.stride[0] + from];
+    const Pixel from = nearest_pixel(p.flow.target<float>(b, y, x), p.height, p.width, Padding::zeros);
+    uint8_t label = p.label.at(b, y, x);
+    uint8_t warped = from.exists ? p.reference.at(b, from.y, from.x) : p.ignore;
+    if (p.confidence.data != nullptr) {
+        label = kept(label, p.confidence.at(b, y, x), p.theta.row(b), p.classes, p.inclusive, p.ignore);
+        if (from.exists) {
+            warped = kept(warped, p.reference_confidence.at(b, from.y, from.x), p.reference_theta.row(b),
+                          p.classes, p.inclusive, p.ignore);
+        }
+    }
     const bool visible = p.visible.data == nullptr || p.visible.at(b, y, x) != 0;
-    p.out[(b * p.height + y) * p.width + x] = agree(p.mode, p.label.at(b, y, x), warped, visible, p.ignore);
+    p.out[(b * p.height + y) * p.width + x] = agree(p.mode, label, warped, visible, p.ignore);
 }
 
 }  // namespace vda

@@ -20,6 +20,7 @@
 #include <immintrin.h>
 #endif
 
+#include "confidence.h"
 #include "sighting.h"
 
 #if !defined(__GNUC__)

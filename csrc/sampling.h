@@ -99,12 +99,31 @@ VDA_HD int64_t tap_offset(int y, int x, int height, int width, int64_t stride_y,
     return y * stride_y + x * stride_x;
 }
 
-// Nearest pixel, ties to the even coordinate (rint), as grid_sample; kOutside when there is none.
+// Nearest pixel, ties to the even coordinate (rint), as grid_sample; where none exists, (0, 0).
+struct Pixel {
+    int y, x;
+    bool exists;
+};
+
+template <typename A>
+VDA_HD Pixel nearest_pixel(Position<A> p, int height, int width, Padding padding) {
+    if (!somewhere(p)) return {0, 0, false};
+    int y = int(std::rint(p.y)), x = int(std::rint(p.x));
+    if (padding == Padding::border) {
+        y = y < 0 ? 0 : (y >= height ? height - 1 : y);
+        x = x < 0 ? 0 : (x >= width ? width - 1 : x);
+    } else if (y < 0 || y >= height || x < 0 || x >= width) {
+        return {0, 0, false};
+    }
+    return {y, x, true};
+}
+
+// Its element offset in a plane, or kOutside.
 template <typename A>
 VDA_HD int64_t nearest_offset(Position<A> p, int height, int width, int64_t stride_y, int64_t stride_x,
                               Padding padding) {
-    if (!somewhere(p)) return kOutside;
-    return tap_offset(int(std::rint(p.y)), int(std::rint(p.x)), height, width, stride_y, stride_x, padding);
+    const Pixel pixel = nearest_pixel(p, height, width, padding);
+    return pixel.exists ? pixel.y * stride_y + pixel.x * stride_x : kOutside;
 }
 
 template <typename A>

@@ -112,28 +112,32 @@ VDA_INLINE Floats gathered(const T* plane, Ints row, Ints column, int64_t stride
     return load_lanes(values);
 }
 
-// Labels at the nearest pixels, `fill` where none exists. Nearly all strips touch one or two rows; which of
-// the two cannot be foreseen, so both are read.
-VDA_INLINE Ints read_labels(const uint8_t* plane, int64_t stride_y, int64_t stride_x, const StripNearest& at,
-                            int height, int width, uint8_t fill) {
+// Elements at the nearest pixels: labels as Ints, others as Floats. Nearly all strips touch one or two rows;
+// which of the two cannot be foreseen, so both are read.
+template <typename T>
+VDA_INLINE auto read_nearest(const T* plane, int64_t stride_y, int64_t stride_x, const StripNearest& at,
+                             int height, int width) {
+    const auto wide = [](const T* from) VDA_INLINED {
+        if constexpr (std::is_same_v<T, uint8_t>) return load_bytes(from);
+        if constexpr (!std::is_same_v<T, uint8_t>) return load_lanes(from);
+    };
     const int column = window_column(at.column, width);
     int row = at.row[0];
     row -= any(at.row < row);
     const int next = row + 1 < height ? row + 1 : row;
     const Ints fits =
         (at.column >= column) & (at.column < column + 2 * kLanes) & (at.row >= row) & (at.row <= next);
-    Ints label{};
     if (all(fits) && width >= 2 * kLanes && stride_x == 1) {
-        const uint8_t* upper = plane + row * stride_y + column;
-        const uint8_t* lower = plane + next * stride_y + column;
+        const T* upper = plane + row * stride_y + column;
+        const T* lower = plane + next * stride_y + column;
         const Ints index = at.column - column;
-        const Ints first = permuted(load_bytes(upper), load_bytes(upper + kLanes), index);
-        const Ints second = permuted(load_bytes(lower), load_bytes(lower + kLanes), index);
-        label = at.row == row ? first : second;
-    } else {
-        label = truncated(gathered(plane, at.row, at.column, stride_y, stride_x));
+        const auto first = permuted(wide(upper), wide(upper + kLanes), index);
+        const auto second = permuted(wide(lower), wide(lower + kLanes), index);
+        return at.row == row ? first : second;
     }
-    return at.exists ? label : splat(int(fill));
+    const Floats values = gathered(plane, at.row, at.column, stride_y, stride_x);
+    if constexpr (std::is_same_v<T, uint8_t>) return truncated(values);
+    if constexpr (!std::is_same_v<T, uint8_t>) return values;
 }
 
 // The part of a plane that holds all taps of a strip, if `rows` is not 0: that many rows from `row` on, 2 *
@@ -276,4 +280,23 @@ VDA_INLINE StripSighting strip_sighting(const Neighbourhood& p, float limit, int
         error += difference * difference;
     }
     return {taps, in_frame(at, p.height, p.width) & (error < limit)};
+}
+
+// ---- labels with confidences: the vector form of confidence.h ----
+
+// Thresholds by label; NaN, which nothing passes, for what is no class.
+struct Bars {
+    float bar[256];
+    int64_t sample = -1;  // whose they are
+
+    VDA_INLINE void set(int64_t b, const ThetaView& theta, int classes) {
+        if (sample == b) return;
+        sample = b;
+        for (int k = 0; k < 256; ++k) bar[k] = k < classes ? theta.row(b)[k] : NAN;
+    }
+};
+
+VDA_INLINE Ints kept(Ints label, Floats confidence, const Bars& bars, bool inclusive, uint8_t ignore) {
+    const Floats bar = gathered(bars.bar, Ints{}, label, 0, 1);
+    return (inclusive ? confidence >= bar : confidence > bar) ? label : splat(int(ignore));
 }

@@ -1,7 +1,9 @@
 """Fixtures for all tests: seeds, and the backends that run a kernel.
 
 A kernel test takes the fixture `backend` and runs once per backend:
-    cpu       the CPU kernels of vda._C
+    cpu       the CPU kernels of vda._C, in the widest instruction set of the machine
+    avx2      the same, at most AVX2
+    baseline  the same, without
     shim      the CUDA kernels (csrc/*.cu) compiled by the host compiler, on CPU tensors
     shuffled  the same with the threads of every block in a random order
     cuda      the CUDA kernels on a GPU, where there is one
@@ -31,7 +33,7 @@ class Backend:
     @property
     def atomics(self) -> bool:
         """Whether kernels take the CUDA path."""
-        return self.name != "cpu"
+        return self.name in ("shim", "shuffled", "cuda")
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +46,7 @@ def shim_module() -> ModuleType:
     return build.load(build.build())
 
 
-BACKENDS = ["cpu", "shim", "shuffled"]
+BACKENDS = ["cpu", "avx2", "baseline", "shim", "shuffled"]
 if torch.cuda.is_available():
     BACKENDS.append(pytest.param("cuda", marks=pytest.mark.gpu))  # type: ignore[arg-type]
 
@@ -56,8 +58,9 @@ def pytest_report_header() -> str:
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     name = request.param
-    if name == "cpu":
+    if name in ("cpu", "avx2", "baseline"):
         assert not _lib.why_off("cpu"), _lib.why_off("cpu")
+        monkeypatch.setenv("VDA_SIMD", "" if name == "cpu" else name)
         yield Backend(name, "cpu")
     elif name == "cuda":
         assert not _lib.why_off("cuda"), _lib.why_off("cuda")
@@ -70,7 +73,13 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def hostile_flow(B: int, H: int, W: int, dtype: torch.dtype = torch.float32, reach: float = 3.0) -> Tensor:
-    """Flow [B, 2, H, W] with what breaks kernels: NaN, infinities, huge, far out, exact borders and exact halves."""
+    """Flow [B, 2, H, W] with what breaks kernels: NaN, infinities, huge, far out, exact borders and exact halves.
+
+    int16 is in tenths of a pixel, without what it cannot hold.
+    """
+    if dtype == torch.int16:
+        flow = hostile_flow(B, H, W, reach=reach).nan_to_num(3276.7, 3276.7, -3276.7)
+        return flow.mul(10).round().clamp(-32768, 32767).to(torch.int16)
     flow = torch.randn(B, 2, H, W, dtype=torch.float64) * reach
     flow[torch.rand(flow.shape) < 0.15] = 0.0
     flow = torch.where(torch.rand(flow.shape) < 0.2, flow.mul(2).round().div(2), flow)
@@ -85,6 +94,13 @@ def hostile_flow(B: int, H: int, W: int, dtype: torch.dtype = torch.float32, rea
     flow[:, 0] = torch.where(edge, (W - 1 - x).double(), flow[:, 0])
     flow[:, 1] = torch.where(edge, (H - 1 - y).double(), flow[:, 1])
     return flow.to(dtype)
+
+
+def smooth_flow(B: int, H: int, W: int, slope: float) -> Tensor:
+    """Flow [B, 2, H, W] as a camera makes it: affine, neighbours differ by about `slope`, some of it out of frame."""
+    y, x = torch.meshgrid(torch.arange(H) - H / 3, torch.arange(W) - W / 3, indexing="ij")
+    a = slope * torch.randn(B, 2, 2, 1, 1)
+    return a[:, :, 0] * y + a[:, :, 1] * x + 2 * torch.randn(B, 2, 1, 1)
 
 
 def layouts(x: Tensor) -> list[Tensor]:

@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import Backend, hostile_flow, layouts
+from conftest import Backend, hostile_flow, layouts, smooth_flow
 from torch import Tensor
 
 from vda.ops import aggregate, aggregate_reference
@@ -132,6 +132,16 @@ def test_loop(backend: Backend, sizes: tuple[int, ...], squared: bool) -> None:
     if sizes[1] and sizes[3] > 1:  # the case is worth something only if the test went both ways
         changed = (expected - clip["probs"]).abs().amax(1) > 1e-6
         assert 0.05 < changed.float().mean() < 0.95
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.05, 0.4])
+def test_smooth_flow(backend: Backend, slope: float) -> None:
+    """Where neighbours go to neighbours the CPU kernel reads whole vectors; 183 columns, more than one group of strips."""
+    clip = _clip(1, 2, 5, 9, 183)
+    clip["flows"] = torch.stack([smooth_flow(1, 9, 183, slope), smooth_flow(1, 9, 183, slope)], 1)
+    wanted = aggregate_reference(**clip, alpha=0.6)
+    got = aggregate(**_to(clip, backend.device), alpha=0.6)
+    torch.testing.assert_close(got.cpu(), wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_same_frame_changes_nothing(backend: Backend) -> None:

@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import Backend, hostile_flow, layouts
+from conftest import Backend, hostile_flow, layouts, smooth_flow
 from torch import Tensor
 
-from vda.ops import consensus, consensus_reference, warp
+from vda.ops import Predictions, apply_thresholds, consensus, consensus_reference, warp
 from vda.ops.consensus import MODES
 
 NONE = 255
@@ -20,6 +20,7 @@ def by_hand(label: Tensor, reference: Tensor, flow: Tensor, mode: str, visible: 
     """The three rules, one pixel at a time, in plain Python."""
     out = label.clone()
     B, H, W = label.shape
+    flow = flow.float() / 10 if flow.dtype == torch.int16 else flow
     for b, y, x in np.ndindex(B, H, W):
         # numpy's float32 sum and rint are the definition: fp32 position, ties to even.
         at_x = np.float32(x) + np.float32(flow[b, 0, y, x].item())
@@ -79,7 +80,7 @@ def test_fill_in_copies_only_what_is_visible(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("flow_type", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("flow_type", [torch.float32, torch.float16, torch.bfloat16, torch.int16])
 def test_equals_a_loop_over_pixels(backend: Backend, mode: str, flow_type: torch.dtype) -> None:
     label, reference = maps(2, 9, 35)
     flow = hostile_flow(2, 9, 35, flow_type, reach=1.0)
@@ -90,6 +91,15 @@ def test_equals_a_loop_over_pixels(backend: Backend, mode: str, flow_type: torch
     assert torch.equal(consensus(*on_device, mode=mode, visible=some).cpu(), wanted)
     assert torch.equal(consensus_reference(label, reference, flow, mode=mode, visible=visible), wanted)
     assert len(wanted.unique()) == 4  # some of each class and some ignored
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.03, 0.2, 0.7])
+def test_smooth_flow(backend: Backend, slope: float) -> None:
+    """Where neighbours go to neighbours the CPU kernel reads whole vectors."""
+    label, reference = maps(2, 12, 83)
+    flow = smooth_flow(2, 12, 83, slope)
+    wanted = by_hand(label, reference, flow, "strict")
+    assert torch.equal(consensus(*(x.to(backend.device) for x in (label, reference, flow))).cpu(), wanted)
 
 
 def test_layouts_of_every_argument(backend: Backend) -> None:
@@ -145,7 +155,13 @@ def test_opcheck() -> None:
     flow, visible = torch.randn(2, 2, 5, 7), torch.rand(2, 5, 7) < 0.5
     for mode in MODES:
         some = visible if mode == "fill_in" else None
-        torch.library.opcheck(torch.ops.vda.consensus, (label, reference, flow, some, mode, 255))
+        torch.library.opcheck(torch.ops.vda.consensus, (label, reference, flow, some, mode, 255, *[None] * 4, ""))
+    confidence = torch.rand(2, 2, 5, 7).half()
+    theta = torch.rand(3)
+    torch.library.opcheck(
+        torch.ops.vda.consensus,
+        (label, reference, flow, None, "strict", 255, *confidence, theta, theta.expand(2, 3), "iast"),
+    )
 
 
 def test_numpy_in_numpy_out(backend: Backend) -> None:
@@ -177,3 +193,77 @@ def test_bad_arguments(change: dict, error: type[Exception], message: str) -> No
     arguments = {"label": labels, "reference": labels, "flow": torch.zeros(1, 2, 3, 4)} | change
     with pytest.raises(error, match=message):
         consensus(**arguments)
+
+
+# ---- thresholds on the fly ----
+
+
+def confidences(B: int, H: int, W: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Confidences with ties at the thresholds of `thetas`, and NaN."""
+    both = torch.rand(2, B, H, W).mul(8).round().div(8)
+    both[torch.rand(both.shape) < 0.05] = math.nan
+    return both[0].to(dtype), both[1].to(dtype)
+
+
+@pytest.mark.parametrize("rule", ["paper", "iast"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_thresholds_on_the_fly(backend: Backend, mode: str, rule: str, dtype: torch.dtype) -> None:
+    """The same as applying the thresholds to both maps first; theta shared, and a row per frame."""
+    B, H, W = 2, 6, 45
+    label, reference = maps(B, H, W, classes=5)  # of which 3 and 4 are no classes
+    confidence, other = confidences(B, H, W, dtype)
+    flow = hostile_flow(B, H, W)
+    for theta, other_theta in (
+        (torch.tensor([0.25, 0.5, 0.875]), None),
+        (torch.rand(B, 3, dtype=torch.float64), torch.tensor([0.5, 0.25, 0.75])),
+    ):
+        second = theta if other_theta is None else other_theta
+        wanted = consensus_reference(
+            apply_thresholds(label, confidence, theta, rule=rule),
+            apply_thresholds(reference, other, second, rule=rule),
+            flow,
+            mode=mode,
+        )
+        given = Predictions(*(x.to(backend.device) for x in (confidence, other, theta)), rule=rule)
+        if other_theta is not None:
+            given = Predictions(*(x.to(backend.device) for x in (confidence, other, theta, other_theta)), rule=rule)
+        where = [x.to(backend.device) for x in (label, reference, flow)]
+        assert torch.equal(consensus(*where, mode=mode, predictions=given).cpu(), wanted)
+        assert torch.equal(consensus_reference(*where, mode=mode, predictions=given).cpu(), wanted)
+
+
+def test_thresholds_on_the_fly_of_any_layout(backend: Backend) -> None:
+    label, reference = (x.to(backend.device) for x in maps(2, 5, 37))
+    flow = hostile_flow(2, 5, 37).to(backend.device)
+    confidence, other = (x.to(backend.device) for x in confidences(2, 5, 37, torch.float16))
+    theta = torch.tensor([0.25, 0.5, 0.75], device=backend.device)
+    wanted = consensus(label, reference, flow, predictions=Predictions(confidence, other, theta))
+    for c, o in zip(layouts(confidence), layouts(other)[::-1], strict=True):
+        assert torch.equal(consensus(label, reference, flow, predictions=Predictions(c, o, theta)), wanted)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"confidence": torch.zeros(1, 4, 6)}, ValueError, r"predictions.confidence: wanted shape \[1, 4, 5\]"),
+        ({"confidence": torch.zeros(1, 4, 5).int()}, TypeError, "predictions.confidence: wanted element type"),
+        ({"reference_confidence": torch.zeros(1, 4, 5).half()}, TypeError, "predictions.reference_confidence: wanted"),
+        ({"theta": torch.zeros(2, 3)}, ValueError, r"predictions.theta: wanted shape \[1, K\], got \[2, 3\]"),
+        ({"theta": torch.zeros(256)}, ValueError, "predictions.theta: wanted at most 255 classes, got 256"),
+        ({"reference_theta": torch.zeros(2)}, ValueError, "predictions.reference_theta: wanted 3 classes, got 2"),
+        ({"theta": torch.zeros(3, device="meta")}, ValueError, "predictions.theta: wanted device cpu"),
+        (
+            {"confidence": torch.zeros(1, 4, 5, requires_grad=True)},
+            ValueError,
+            "confidence: wanted .* without gradient",
+        ),
+        ({"rule": "cbst"}, ValueError, "predictions.rule: wanted 'paper' or 'iast', got 'cbst'"),
+    ],
+)
+def test_bad_predictions(change: dict[str, object], error: type[Exception], message: str) -> None:
+    label = torch.zeros(1, 4, 5, dtype=torch.uint8)
+    confidence = torch.zeros(1, 4, 5)
+    members = {"confidence": confidence, "reference_confidence": confidence, "theta": torch.zeros(3)} | change
+    with pytest.raises(error, match=message):
+        consensus(label, label, torch.zeros(1, 2, 4, 5), predictions=Predictions(**members))

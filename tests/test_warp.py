@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Backend, hostile_flow, layouts
+from conftest import Backend, hostile_flow, layouts, smooth_flow
 from torch import Tensor
 from torch.autograd import gradcheck
 
@@ -91,7 +91,7 @@ def test_flow_goes_from_target_to_source(backend: Backend) -> None:
 @pytest.mark.parametrize(("mode", "padding"), MODES)
 def test_equals_reference_on_hostile_flow(backend: Backend, mode: str, padding: str, dtype: torch.dtype) -> None:
     image = torch.randn(3, 4, 9, 37).to(backend.device, dtype)
-    flow_types = [torch.float32, torch.float16, torch.bfloat16]
+    flow_types = [torch.float32, torch.float16, torch.bfloat16, torch.int16]
     for flow_type in [torch.float64, torch.float32] if dtype == torch.float64 else flow_types:
         flow = hostile_flow(3, 9, 37, flow_type).to(backend.device)
         found = warp(image, flow, mode=mode, padding=padding)
@@ -99,6 +99,36 @@ def test_equals_reference_on_hostile_flow(backend: Backend, mode: str, padding: 
         assert found.dtype == dtype
         assert found.isfinite().all()
         torch.testing.assert_close(found, wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("mode", "padding"), MODES)
+def test_equals_reference_on_smooth_flow(backend: Backend, mode: str, padding: str, dtype: torch.dtype) -> None:
+    """Where neighbours go to neighbours the CPU kernels read whole vectors; here with one row of taps, two, and many."""
+    image = torch.randn(2, 3, 12, 83).to(backend.device, dtype)
+    for slope in (0.0, 0.03, 0.2, 0.7):
+        flow = smooth_flow(2, 12, 83, slope).to(backend.device)
+        wanted = warp_reference(image, flow, mode=mode, padding=padding)
+        for flow_ in (flow, flow.transpose(2, 3).contiguous().transpose(2, 3)):
+            found = warp(image, flow_, mode=mode, padding=padding)
+            torch.testing.assert_close(found, wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+        found = warp(image.transpose(2, 3).contiguous().transpose(2, 3), flow, mode=mode, padding=padding)
+        torch.testing.assert_close(found, wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+def test_tenths_of_a_pixel(backend: Backend) -> None:
+    """Every int16 n is n / 10 to the bit, so ties stay ties: 2.5 + 0 and 3 - 0.5 both go to the even 2."""
+    image = torch.arange(8.0).expand(1, 1, 1, 8).contiguous()
+    flow = torch.zeros(1, 2, 1, 8, dtype=torch.int16)
+    flow[0, 0, 0] = torch.tensor([25, 15, 5, -5, 14, 26, -32768, 32767])
+    found = warp(image.to(backend.device), flow.to(backend.device), mode="nearest").cpu()
+    assert found.flatten().tolist() == [2, 2, 2, 2, 5, 0, 0, 0]
+    n = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16).view(1, 1, 1, -1).expand(1, 2, 1, -1)
+    ramp = torch.arange(65536.0).view(1, 1, 1, -1)
+    as_float = n.float() / 10
+    for mode in ("bilinear", "nearest"):
+        found = warp(*(x.to(backend.device) for x in (ramp, n)), mode=mode, padding="border")
+        assert torch.equal(found, warp(*(x.to(backend.device) for x in (ramp, as_float)), mode=mode, padding="border"))
 
 
 @pytest.mark.parametrize(("mode", "padding"), MODES)
@@ -177,7 +207,9 @@ def test_gradcheck(backend: Backend, mode: str, padding: str, deterministic: boo
 @pytest.mark.parametrize(("mode", "padding"), MODES)
 def test_gradients_equal_the_reference(backend: Backend, mode: str, padding: str, dtype: torch.dtype) -> None:
     image = torch.randn(2, 3, 6, 33).to(backend.device, dtype).requires_grad_()
-    flow = hostile_flow(2, 6, 33).to(backend.device).requires_grad_()
+    flow = hostile_flow(2, 6, 33)
+    flow[1] = smooth_flow(1, 6, 33, 0.1)
+    flow = flow.to(backend.device).requires_grad_()
     weight = torch.randn(2, 3, 33, 6).to(backend.device, dtype).transpose(2, 3)  # a strided incoming gradient
     found = torch.autograd.grad(warp(image, flow, mode=mode, padding=padding), (image, flow), weight)
     # The reference in fp32: in 16 bit torch would round every partial sum of the scatter.
@@ -253,7 +285,9 @@ def test_occlusion_by_hand(backend: Backend) -> None:
 def test_occlusion_equals_the_formula(backend: Backend, dtype: torch.dtype, squared: bool) -> None:
     frame = (0.1 * torch.rand(2, 3, 9, 35)).to(backend.device, dtype)
     neighbour = (frame + 0.05 * torch.randn_like(frame)).to(dtype)
-    flow = hostile_flow(2, 9, 35, reach=0.5).to(backend.device)
+    flow = hostile_flow(2, 9, 35, reach=0.5)
+    flow[1] = smooth_flow(1, 9, 35, 0.05)
+    flow = flow.to(backend.device)
     alpha = 30.0 if squared else 3.0  # both put the limit at a distance of about 0.11
     warped, visible = warp_occlusion(frame, neighbour, flow, alpha=alpha, squared=squared)
     wanted = warp_occlusion_reference(frame, neighbour, flow, alpha=alpha, squared=squared)

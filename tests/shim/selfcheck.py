@@ -63,6 +63,7 @@ def check_ops(path: Path) -> None:
 
     cases: dict[str, Callable[[torch.dtype], list[tuple[Any, ...]]]] = {
         "aggregate": aggregate_case,
+        "apply_thresholds": lambda dtype: [(labels(), torch.rand(2, H, W).to(dtype), torch.rand(2, 3), {})],
         "class_thresholds": thresholds_case,
         "consensus": lambda _: [
             (labels(), labels(), flow(2), {"mode": mode}) for mode in ("strict", "lenient", "fill_in")

@@ -1,19 +1,23 @@
 """The kernels. Each file holds, in this order: the equation, the plain-torch reference, the checks, the call."""
 
 from .aggregate import aggregate, aggregate_reference
-from .consensus import consensus, consensus_reference
+from .apply_thresholds import apply_thresholds, apply_thresholds_reference
+from .consensus import Predictions, consensus, consensus_reference
 from .correlation import correlation, correlation_reference
 from .thresholds import ClassThresholds, class_thresholds, class_thresholds_reference
 from .warp import warp, warp_occlusion, warp_occlusion_reference, warp_reference
 
 # What `python -m vda doctor` lists and the tests iterate over.
-OPS = ("aggregate", "class_thresholds", "consensus", "correlation", "warp", "warp_occlusion")
+OPS = ("aggregate", "apply_thresholds", "class_thresholds", "consensus", "correlation", "warp", "warp_occlusion")
 
 __all__ = [
     "OPS",
     "ClassThresholds",
+    "Predictions",
     "aggregate",
     "aggregate_reference",
+    "apply_thresholds",
+    "apply_thresholds_reference",
     "class_thresholds",
     "class_thresholds_reference",
     "consensus",

@@ -25,6 +25,7 @@ R = TypeVar("R")
 HALF = (torch.float16, torch.bfloat16)
 FLOAT = (torch.float32, *HALF)
 FLOAT_AND_DOUBLE = (*FLOAT, torch.float64)
+FLOW = (*FLOAT, torch.int16)  # int16: tenths of a pixel, the ".._int16_x10" files of video adaptation code
 
 _library = torch.library.Library("vda", "DEF")
 _shim: ModuleType | None = None  # see routed_to
@@ -152,6 +153,16 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(x.to(dtype) if isinstance(x, Tensor) and x.dtype in FLOAT else x for x in tensors)
+
+
+def refuse_gradient(**tensors: Tensor | None) -> None:
+    """Raise ValueError if a gradient is being recorded for one of the tensors: it would be lost silently."""
+    for name, x in tensors.items():
+        if x is not None and x.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                f"{name}: wanted a tensor without gradient (this op is not differentiable; detach it or call under "
+                "torch.no_grad()), got requires_grad=True"
+            )
 
 
 # ---- launching ----

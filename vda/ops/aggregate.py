@@ -69,8 +69,8 @@ def aggregate(
         probs: [B, K, H, W] class probabilities of the frame, float32, float16 or bfloat16, any strides.
         neighbour_probs: [B, J, K, H, W] of the J neighbours, element type of probs. J may be 0, and differ from
             call to call: the ends of a clip have one neighbour.
-        flows: [B, J, 2, H, W] from the frame to each neighbour, in pixels (u right, v down); float32, float16 or
-            bfloat16. A neighbour is left out where its flow is not finite or leaves the frame.
+        flows: [B, J, 2, H, W] from the frame to each neighbour, in pixels (u right, v down); types as in `warp`.
+            A neighbour is left out where its flow is not finite or leaves the frame.
         frame: [B, C, H, W] colours of the frame, float32, float16 or bfloat16; compared in float32.
         neighbour_frames: [B, J, C, H, W] colours of the neighbours, element type of frame.
         alpha, threshold, squared: the occlusion test, as in `warp_occlusion`; alpha belongs to the colour range.
@@ -88,7 +88,7 @@ def aggregate(
     B, K, H, W = probs.shape
     _lib.check(neighbour_probs, "neighbour_probs", (probs.dtype,), (B, "J", K, H, W))
     J = neighbour_probs.shape[1]
-    _lib.check(flows, "flows", _lib.FLOAT, (B, J, 2, H, W))
+    _lib.check(flows, "flows", _lib.FLOW, (B, J, 2, H, W))
     _lib.check(frame, "frame", _lib.FLOAT, (B, "C", H, W))
     _lib.check(neighbour_frames, "neighbour_frames", (frame.dtype,), (B, J, frame.shape[1], H, W))
     tensors = {
@@ -99,21 +99,11 @@ def aggregate(
         "neighbour_frames": neighbour_frames,
     }
     _lib.check_devices(**tensors)
-    refuse_gradient(**tensors)
+    _lib.refuse_gradient(**tensors)
     limit = squared_limit(alpha, threshold, squared)
     if _lib.use_reference(probs):
         return aggregate_reference(*tensors.values(), alpha=alpha, threshold=threshold, squared=squared)
     return torch.ops.vda.aggregate(*tensors.values(), limit)
-
-
-def refuse_gradient(**tensors: Tensor) -> None:
-    """Raise ValueError if a gradient is being recorded for one of the tensors: it would be lost silently."""
-    for name, x in tensors.items():
-        if x.requires_grad and torch.is_grad_enabled():
-            raise ValueError(
-                f"{name}: wanted a tensor without gradient (this op is not differentiable; detach it or call under "
-                "torch.no_grad()), got requires_grad=True"
-            )
 
 
 # ---- torch.ops.vda.aggregate ----

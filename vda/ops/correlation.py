@@ -158,9 +158,7 @@ def _correlation(f1: Tensor, f2: Tensor, radius: int, stride: int, scale: float,
     return out
 
 
-def _correlation_fake(
-    f1: Tensor, f2: Tensor, radius: int, stride: int, scale: float, negative_slope: float
-) -> Tensor:
+def _correlation_fake(f1: Tensor, f2: Tensor, radius: int, stride: int, scale: float, negative_slope: float) -> Tensor:
     B, _, H, W = f1.shape
     return f1.new_empty((B, (2 * radius + 1) ** 2, H, W))
 

@@ -5,6 +5,8 @@ r"""Class-adaptive confidence thresholds, Eq. 11.
     rule "paper":  Psi_k = element floor(alpha theta_k^gamma n) of the n confidences of class k, in descending order
     rule "iast":   Psi_k = numpy.percentile([theta_k, confidences of class k], 100 (1 - alpha theta_k^gamma))
 
+    label kept where confidence > theta_label (rule "iast": >=)                            last line of Algorithm 1
+
 A class without pixels keeps its theta. The cap exists because 16-bit confidences round to 1, which nothing exceeds.
 
 The order statistics are exact and need neither a sort nor a copy: confidences in [0, 1] are ordered like their bit
@@ -21,7 +23,6 @@ import torch
 from torch import Tensor
 
 from . import _lib
-from .aggregate import refuse_gradient
 
 IGNORE = 255
 CAP = 0.999  # kCap of csrc/thresholds.h
@@ -132,7 +133,7 @@ def class_thresholds(
     label = _check_pixels(confidence, label, theta.shape[0])
     _check_numbers(alpha, beta, gamma, rule)
     _lib.check_devices(confidence=confidence, label=label, theta=theta)
-    refuse_gradient(confidence=confidence, theta=theta)
+    _lib.refuse_gradient(confidence=confidence, theta=theta)
     if _lib.use_reference(confidence):
         return class_thresholds_reference(confidence, label, theta, alpha=alpha, beta=beta, gamma=gamma, rule=rule)
     return torch.ops.vda.class_thresholds(confidence, label, theta, alpha, beta, gamma, rule)
@@ -181,7 +182,7 @@ class ClassThresholds:
         """Count one or more frames; arguments and what is skipped as in `class_thresholds`."""
         label = _check_pixels(confidence, label, self.histogram.shape[0])
         _lib.check_devices(histogram=self.histogram, confidence=confidence, label=label)
-        refuse_gradient(confidence=confidence)
+        _lib.refuse_gradient(confidence=confidence)
         if _lib.use_reference(confidence):
             _histogram_reference(self.histogram, confidence, label)
         else:
@@ -199,7 +200,7 @@ class ClassThresholds:
         _check_theta(theta)
         _lib.check(theta, "theta", (torch.float32, torch.float64), self.histogram.shape[:1])
         _lib.check_devices(histogram=self.histogram, theta=theta)
-        refuse_gradient(theta=theta)
+        _lib.refuse_gradient(theta=theta)
         arguments = (self.histogram, theta, self.alpha, self.beta, self.gamma, self.rule)
         if _lib.use_reference(theta):
             return _finish_reference(*arguments)

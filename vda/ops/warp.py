@@ -26,8 +26,9 @@ _LABELS = (torch.uint8, torch.int32, torch.int64)
 def positions(flow: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """x, y [B, H, W] of every pixel plus its flow, in dtype, and where both are usable; 0 where they are not."""
     H, W = flow.shape[-2:]
-    x = torch.arange(W, device=flow.device, dtype=dtype) + flow[:, 0].to(dtype)
-    y = torch.arange(H, device=flow.device, dtype=dtype)[:, None] + flow[:, 1].to(dtype)
+    flow = (flow.float() / 10 if flow.dtype == torch.int16 else flow).to(dtype)
+    x = torch.arange(W, device=flow.device, dtype=dtype) + flow[:, 0]
+    y = torch.arange(H, device=flow.device, dtype=dtype)[:, None] + flow[:, 1]
     usable = (x.abs() <= _NOWHERE) & (y.abs() <= _NOWHERE)
     return torch.where(usable, x, 0), torch.where(usable, y, 0), usable
 
@@ -107,8 +108,9 @@ def warp(image: Tensor, flow: Tensor, *, mode: str = "bilinear", padding: str = 
     Args:
         image: [B, C, H, W], float32, float16, bfloat16 or float64, any strides. With mode "nearest" also label
             maps [B, H, W] of uint8, int32 or int64.
-        flow: [B, 2, H, W] in pixels (u right, v down), float32, float16 or bfloat16; also float64 with a float64
-            image. Positions are computed in float32 (float64 with a float64 image), whatever the flow is stored in.
+        flow: [B, 2, H, W] in pixels (u right, v down), float32, float16 or bfloat16; int16 in tenths of a pixel; also
+            float64 with a float64 image. Positions are computed in float32 (float64 with a float64 image), whatever
+            the flow is stored in; autocast does not change that.
         mode: "bilinear", or "nearest" with ties to the even coordinate (as grid_sample).
         padding: "zeros": every tap outside the frame counts as 0 (grid_sample's zeros, align_corners=True).
             "border": taps clamp to the edge (FlowNet2's Resample2d).
@@ -170,7 +172,7 @@ def _check_float_image(image: Tensor, name: str) -> None:
 
 
 def _check_flow(flow: Tensor, image: Tensor) -> None:
-    types = _lib.FLOAT_AND_DOUBLE if image.dtype == torch.float64 else _lib.FLOAT
+    types = (*_lib.FLOW, torch.float64) if image.dtype == torch.float64 else _lib.FLOW
     _lib.check(flow, "flow", types, (image.shape[0], 2, *image.shape[-2:]))
 
 
@@ -259,10 +261,9 @@ def _warp_backward(
     )
     if sums is not None and scale is not None:
         grad_image = sums.double() / scale
-    nothing = grad.new_empty(0)
     return (
-        nothing if grad_image is None else grad_image.to(image.dtype),
-        nothing if grad_flow is None else grad_flow.to(flow.dtype),
+        image.new_empty(0) if grad_image is None else grad_image.to(image.dtype),
+        flow.new_empty(0) if grad_flow is None else grad_flow.to(flow.dtype),
     )
 
 
