@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "aggregate.h"
+#include "aggregate_labels.h"
 #include "apply_thresholds.h"
 #include "common.h"
 #include "consensus.h"
@@ -275,6 +276,28 @@ PYBIND11_MODULE(_C, m) {
         m, "aggregate", {aggregate_cpu, VDA_CUDA(aggregate_cuda)}, [](Fields& f, AggregateParams& p) {
             f("probs", p.probs)("neighbour_probs", p.neighbour_probs)("out", p.out)("batch", p.batch);
             f("classes", p.classes)("dtype", p.dtype);
+            neighbourhood(f, p.near);
+        });
+
+    // ---- aggregate_labels ----
+    // Bytes of workspace that a call on the CPU needs.
+    m.def("aggregate_labels_workspace", [](int threads, const py::kwargs& given) {
+        AggregateLabelsParams p{};
+        Fields fields(given);
+        fields("batch", p.batch)("classes", p.classes)("neighbours", p.near.neighbours);
+        fields("height", p.near.height)("width", p.near.width)("logit_width", p.logit_width);
+        fields.done();
+        return aggregate_labels_workspace(p, threads);
+    });
+    def<AggregateLabelsParams>(
+        m, "aggregate_labels",
+        {aggregate_labels_cpu, VDA_CUDA(aggregate_labels_cuda), VDA_CUDA(aggregate_labels_naive_cuda)},
+        [](Fields& f, AggregateLabelsParams& p) {
+            f("logits", p.logits)("neighbour_logits", p.neighbour_logits)("weight", p.weight);
+            f("label", p.label)("confidence", p.confidence)("histogram", p.histogram);
+            f("workspace", p.workspace)("batch", p.batch)("classes", p.classes);
+            f("logit_height", p.logit_height)("logit_width", p.logit_width)("dtype", p.dtype);
+            f("align_corners", p.align_corners);
             neighbourhood(f, p.near);
         });
 

@@ -169,7 +169,7 @@ struct StripTaps {
     Ints left, right, top, bottom;                  // columns and rows
     Ints has_left, has_right, has_top, has_bottom;  // whether they exist
     Floats a, b;                                    // fractions of the position, along x and y
-    Floats left_weight, right_weight, top_weight, bottom_weight;
+    Floats weight[4];                               // top left, top right, bottom left, bottom right
     Ints read;  // where any tap exists; elsewhere the sample is 0, whatever lies at the edge
     bool all_read;
     Window window;
@@ -183,25 +183,26 @@ VDA_INLINE StripTaps strip_taps(const StripPosition& at, int height, int width, 
     }
     taps.all_read = all(taps.read);
     const Floats px = taps.read ? at.x : Floats{}, py = taps.read ? at.y : Floats{};
-    const Floats left = floored(px), top = floored(py);
-    const Ints x = truncated(left), y = truncated(top);
-    taps.a = px - left;
-    taps.b = py - top;
-    taps.left_weight = 1.0f - taps.a;
-    taps.right_weight = taps.a;
-    taps.top_weight = 1.0f - taps.b;
-    taps.bottom_weight = taps.b;
+    const Floats whole_x = floored(px), whole_y = floored(py);
+    const Ints x = truncated(whole_x), y = truncated(whole_y);
+    taps.a = px - whole_x;
+    taps.b = py - whole_y;
+    Floats left = 1.0f - taps.a, right = taps.a, top = 1.0f - taps.b, bottom = taps.b;
     taps.has_left = taps.has_right = taps.has_top = taps.has_bottom = taps.read;
     if (padding == Padding::zeros) {
         taps.has_left &= x >= 0;
         taps.has_right &= x < width - 1;
         taps.has_top &= y >= 0;
         taps.has_bottom &= y < height - 1;
-        taps.left_weight = x >= 0 ? taps.left_weight : Floats{};
-        taps.right_weight = x < width - 1 ? taps.right_weight : Floats{};
-        taps.top_weight = y >= 0 ? taps.top_weight : Floats{};
-        taps.bottom_weight = y < height - 1 ? taps.bottom_weight : Floats{};
+        left = x >= 0 ? left : Floats{};
+        right = x < width - 1 ? right : Floats{};
+        top = y >= 0 ? top : Floats{};
+        bottom = y < height - 1 ? bottom : Floats{};
     }
+    taps.weight[0] = top * left;
+    taps.weight[1] = top * right;
+    taps.weight[2] = bottom * left;
+    taps.weight[3] = bottom * right;
     taps.left = clamped(x, 0, width - 1);
     taps.right = clamped(x + 1, 0, width - 1);
     taps.top = clamped(y, 0, height - 1);
@@ -253,9 +254,8 @@ template <typename T>
 VDA_INLINE Floats sample(const T* plane, int64_t stride_y, int64_t stride_x, const StripTaps& taps) {
     Pair top, bottom;
     read_taps(plane, stride_y, stride_x, taps, top, bottom);
-    const Floats value =
-        taps.top_weight * (taps.left_weight * top.left + taps.right_weight * top.right) +
-        taps.bottom_weight * (taps.left_weight * bottom.left + taps.right_weight * bottom.right);
+    const Floats value = taps.weight[0] * top.left + taps.weight[1] * top.right +
+                         taps.weight[2] * bottom.left + taps.weight[3] * bottom.right;
     return taps.all_read ? value : (taps.read ? value : Floats{});
 }
 

@@ -89,12 +89,11 @@ VDA_INLINE void backward_image_strips(const WarpBackwardParams& p, int64_t b, in
             return scatter(grad, to.row, to.column, to.exists & due, p.width, plane);
         }
         const auto to = strip_taps(at, p.height, p.width, p.padding);
-        const Floats top = to.top_weight * grad, bottom = to.bottom_weight * grad;
         const Ints has_top = to.has_top & due, has_bottom = to.has_bottom & due;
-        scatter(top * to.left_weight, to.top, to.left, has_top & to.has_left, p.width, plane);
-        scatter(top * to.right_weight, to.top, to.right, has_top & to.has_right, p.width, plane);
-        scatter(bottom * to.left_weight, to.bottom, to.left, has_bottom & to.has_left, p.width, plane);
-        scatter(bottom * to.right_weight, to.bottom, to.right, has_bottom & to.has_right, p.width, plane);
+        scatter(grad * to.weight[0], to.top, to.left, has_top & to.has_left, p.width, plane);
+        scatter(grad * to.weight[1], to.top, to.right, has_top & to.has_right, p.width, plane);
+        scatter(grad * to.weight[2], to.bottom, to.left, has_bottom & to.has_left, p.width, plane);
+        scatter(grad * to.weight[3], to.bottom, to.right, has_bottom & to.has_right, p.width, plane);
     });
 }
 

@@ -136,7 +136,7 @@ def test_loop(backend: Backend, sizes: tuple[int, ...], squared: bool) -> None:
 
 @pytest.mark.parametrize("slope", [0.0, 0.05, 0.4])
 def test_smooth_flow(backend: Backend, slope: float) -> None:
-    """Where neighbours go to neighbours the CPU kernel reads whole vectors; 183 columns, more than one group of strips."""
+    """Where neighbours go to neighbours the CPU kernel reads whole vectors; 183 columns are two groups of strips."""
     clip = _clip(1, 2, 5, 9, 183)
     clip["flows"] = torch.stack([smooth_flow(1, 9, 183, slope), smooth_flow(1, 9, 183, slope)], 1)
     wanted = aggregate_reference(**clip, alpha=0.6)

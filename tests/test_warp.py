@@ -104,7 +104,7 @@ def test_equals_reference_on_hostile_flow(backend: Backend, mode: str, padding: 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("mode", "padding"), MODES)
 def test_equals_reference_on_smooth_flow(backend: Backend, mode: str, padding: str, dtype: torch.dtype) -> None:
-    """Where neighbours go to neighbours the CPU kernels read whole vectors; here with one row of taps, two, and many."""
+    """Where neighbours go to neighbours the CPU kernels read whole vectors, of two rows, of three, of many."""
     image = torch.randn(2, 3, 12, 83).to(backend.device, dtype)
     for slope in (0.0, 0.03, 0.2, 0.7):
         flow = smooth_flow(2, 12, 83, slope).to(backend.device)

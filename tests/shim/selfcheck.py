@@ -56,6 +56,11 @@ def check_ops(path: Path) -> None:
         frames = torch.rand(2, 2, 3, H, W).to(dtype)
         return [(probs, near, flow(2, 2), image(3, dtype), frames, {"alpha": 1.0})]
 
+    def labels_case(dtype: torch.dtype) -> list[tuple[Any, ...]]:
+        logits, near = torch.rand(2, 5, 2, 5).to(dtype), torch.rand(2, 2, 5, 2, 5).to(dtype)
+        frames = torch.rand(2, 2, 3, H, W)
+        return [(logits, near, flow(2, 2), image(3, torch.float32), frames, {"alpha": 1.0})]
+
     def thresholds_case(dtype: torch.dtype) -> list[tuple[Any, ...]]:
         confidence, label = torch.rand(2, H, W).to(dtype), torch.randint(0, 4, (2, H, W), dtype=torch.uint8)
         label[0] = 255
@@ -63,6 +68,7 @@ def check_ops(path: Path) -> None:
 
     cases: dict[str, Callable[[torch.dtype], list[tuple[Any, ...]]]] = {
         "aggregate": aggregate_case,
+        "aggregate_labels": labels_case,
         "apply_thresholds": lambda dtype: [(labels(), torch.rand(2, H, W).to(dtype), torch.rand(2, 3), {})],
         "class_thresholds": thresholds_case,
         "consensus": lambda _: [

@@ -1,6 +1,7 @@
 """The kernels. Each file holds, in this order: the equation, the plain-torch reference, the checks, the call."""
 
 from .aggregate import aggregate, aggregate_reference
+from .aggregate_labels import aggregate_labels, aggregate_labels_reference
 from .apply_thresholds import apply_thresholds, apply_thresholds_reference
 from .consensus import Predictions, consensus, consensus_reference
 from .correlation import correlation, correlation_reference
@@ -8,13 +9,24 @@ from .thresholds import ClassThresholds, class_thresholds, class_thresholds_refe
 from .warp import warp, warp_occlusion, warp_occlusion_reference, warp_reference
 
 # What `python -m vda doctor` lists and the tests iterate over.
-OPS = ("aggregate", "apply_thresholds", "class_thresholds", "consensus", "correlation", "warp", "warp_occlusion")
+OPS = (
+    "aggregate",
+    "aggregate_labels",
+    "apply_thresholds",
+    "class_thresholds",
+    "consensus",
+    "correlation",
+    "warp",
+    "warp_occlusion",
+)
 
 __all__ = [
     "OPS",
     "ClassThresholds",
     "Predictions",
     "aggregate",
+    "aggregate_labels",
+    "aggregate_labels_reference",
     "aggregate_reference",
     "apply_thresholds",
     "apply_thresholds_reference",

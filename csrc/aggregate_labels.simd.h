@@ -1,0 +1,227 @@
+// Tiles of aggregate_labels.h, compiled per instruction set (multiversion.h). Neighbouring pixels share
+// nearly all taps, so the softmax of a neighbour is evaluated once for every pixel of the box that holds the
+// taps of a tile, some 1.4 times per pixel of the result instead of 4 times, and never leaves the cache.
+
+// ---- softmax of a strip of full-resolution pixels ----
+
+// Their source columns, for one row of logits.
+struct Columns {
+    Ints low, high;  // relative to `first`
+    Floats share;    // of the high one
+    int first;
+    bool window;  // all lie in 2 * kLanes columns from `first` on
+};
+
+VDA_INLINE Columns columns_of(const Axis& axis, int x0) {
+    const Floats unlimited = axis.scale * to_floats(iota(x0)) + axis.shift;
+    const Floats at = smaller(larger(unlimited, Floats{}), splat(float(axis.last)));
+    const Ints low = truncated(at);
+    const Floats share = at - to_floats(low);
+    const Ints high = low < axis.last ? low + 1 : low;
+    const bool window = high[kLanes - 1] - low[0] < 2 * kLanes;
+    const int first = window ? low[0] : 0;
+    return {low - first, high - first, share, first, window};
+}
+
+// exp(x) for x <= 0 within 2 ulp, exp(-87) for everything below; NaN stays NaN.
+VDA_INLINE Floats exponential(Floats x) {
+    x = x < -87.0f ? splat(-87.0f) : x;
+    const Floats n = rounded(x * 1.44269504f);
+    const Floats r =
+        (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts: n times the first is exact
+    Floats p = 1.9875691500e-4f * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = (p * r) * r + r + 1.0f;
+    return p * reinterpret<Floats>((truncated(n) + 127) << 23);
+}
+
+// lines [K, width]: the logits of one full-resolution row, upsampled along y only.
+VDA_INLINE void softmax_strip(const float* lines, int64_t width, int classes, const Columns& at,
+                              Floats* probs) {
+    Floats most = splat(-INFINITY);
+    for (int k = 0; k < classes; ++k, lines += width) {
+        Floats low, high;
+        if (at.window) {
+            const Floats a = load_lanes(lines + at.first), b = load_lanes(lines + at.first + kLanes);
+            low = permuted(a, b, at.low);
+            high = permuted(a, b, at.high);
+        } else {
+            low = gathered(lines, Ints{}, at.low, 0, 1);
+            high = gathered(lines, Ints{}, at.high, 0, 1);
+        }
+        probs[k] = at.share > 0.0f ? (1.0f - at.share) * low + at.share * high : low;  // see mixed()
+        most = larger(most, probs[k]);
+    }
+    Floats sum{};
+    for (int k = 0; k < classes; ++k) {
+        probs[k] = exponential(probs[k] - most);
+        sum += probs[k];
+    }
+    const Floats factor = 1.0f / sum;
+    for (int k = 0; k < classes; ++k) probs[k] *= factor;
+}
+
+// Fills lines for row y, source columns [begin, end); logits [K, h, w] contiguous.
+VDA_INLINE void upsample_rows(const AggregateLabelsParams& p, const float* logits, const Between& y,
+                              int begin, int end, float* lines, int64_t width) {
+    const int w = p.logit_width;
+    const int64_t plane = int64_t(p.logit_height) * w;
+    for (int k = 0; k < p.classes; ++k, lines += width) {
+        const float* top = logits + k * plane + int64_t(y.low) * w;
+        const float* bottom = logits + k * plane + int64_t(y.high) * w;
+        int x = begin;
+        for (; x < end && w >= kLanes; x += kLanes) {
+            const int from = x < w - kLanes ? x : w - kLanes;
+            const Floats low = load_lanes(top + from), high = load_lanes(bottom + from);
+            store_lanes(lines + from, y.share > 0.0f ? (1.0f - y.share) * low + y.share * high : low);
+        }
+        for (; x < end; ++x) lines[x] = mixed(top[x], bottom[x], y.share);
+    }
+}
+
+// ---- boxes ----
+
+// Pixels of a neighbour whose probabilities [K, rows, columns] are at hand.
+struct Box {
+    int row, column, rows, columns;
+    bool fits;  // else nothing is
+};
+
+// Calls body(y, x, i) for the strips of a tile, i counting them; the last of a row may begin before the tile.
+template <typename Body>
+VDA_INLINE void for_tile_strips(const Tile& tile, int width, const Body& body) {
+    int i = 0;
+    for (int y = tile.y0; y < tile.y1; ++y) {
+        for (int x = tile.x0; x < tile.x1; x += kLanes, ++i)
+            body(y, x + kLanes <= width ? x : width - kLanes, i);
+    }
+}
+
+// Finds where neighbour j is seen from a tile, and the box of all that is read there.
+VDA_INLINE Box locate(const AggregateLabelsParams& p, float limit, const Tile& tile, int j,
+                      int32_t* visible) {
+    constexpr int kFar = 1 << 24;
+    Ints left = splat(kFar), right = splat(-1), top = splat(kFar), bottom = splat(-1);
+    for_tile_strips(tile, p.near.width, [&](int y, int x, int i) VDA_INLINED {
+        const StripSighting seen = strip_sighting(p.near, limit, tile.b, j, y, x);
+        memcpy(visible + i * kLanes, &seen.visible, sizeof(seen.visible));
+        left = seen.visible & (seen.taps.left < left) ? seen.taps.left : left;
+        right = seen.visible & (seen.taps.right > right) ? seen.taps.right : right;
+        top = seen.visible & (seen.taps.top < top) ? seen.taps.top : top;
+        bottom = seen.visible & (seen.taps.bottom > bottom) ? seen.taps.bottom : bottom;
+    });
+    const int row = lowest(top), column = lowest(left);
+    if (row == kFar) return {0, 0, 0, 0, true};  // seen nowhere
+    const int needed = (highest(right) - column + kLanes) / kLanes * kLanes;
+    const int rows = highest(bottom) - row + 1, columns = needed < 2 * kLanes ? 2 * kLanes : needed;
+    return {row, column, rows, columns, int64_t(rows) * columns <= kBoxPixels};
+}
+
+VDA_INLINE void fill(const AggregateLabelsParams& p, const float* logits, const Axis& axis_y,
+                     const Axis& axis_x, const Box& box, const Scratch& scratch, float* probs) {
+    const int64_t width = line_width(p);
+    const int begin = between(axis_x, box.column).low,
+              end = between(axis_x, box.column + box.columns - 1).high + 1;
+    Floats strip[256];
+    for (int r = 0; r < box.rows; ++r) {
+        upsample_rows(p, logits, between(axis_y, box.row + r), begin, end, scratch.lines, width);
+        for (int c = 0; c < box.columns; c += kLanes) {
+            softmax_strip(scratch.lines, width, p.classes, columns_of(axis_x, box.column + c), strip);
+            float* to = probs + int64_t(r) * box.columns + c;
+            for (int k = 0; k < p.classes; ++k)
+                store_lanes(to + int64_t(k) * box.rows * box.columns, strip[k]);
+        }
+    }
+}
+
+// sum += probabilities of a neighbour at a strip, where it is visible.
+VDA_INLINE void add_box(const AggregateLabelsParams& p, const Tile& tile, int j, int y, int x, const Box& box,
+                        const float* probs, Ints visible, Floats* sum) {
+    StripPosition at = strip_position(nth(p.near.flows, j), tile.b, y, x);
+    // Pixels that see nothing go to the nearest place in the box, NaN to its corner.
+    at.x = larger(smaller(at.x - float(box.column), splat(float(box.columns - 1))), Floats{});
+    at.y = larger(smaller(at.y - float(box.row), splat(float(box.rows - 1))), Floats{});
+    const StripTaps taps = strip_taps(at, box.rows, box.columns, Padding::zeros);
+    const int64_t plane = int64_t(box.rows) * box.columns;
+    const auto add_all = [&](const auto& taps_) VDA_INLINED {
+        for (int k = 0; k < p.classes; ++k) {
+            const Floats value = sample(probs + k * plane, box.columns, 1, taps_);
+            sum[k] += visible ? value : Floats{};
+        }
+    };
+    if (taps.window.flat && taps.all_read) {  // nearly always: without the tests inside the loop
+        StripTaps common = taps;
+        common.window.rows = 2;
+        common.window.flat = common.all_read = true;
+        add_all(common);
+    } else {
+        add_all(taps);
+    }
+}
+
+VDA_INLINE void store_decision(const AggregateLabelsParams& p, const Floats* sum, Floats frames, int64_t i) {
+    Floats best = splat(-1.0f), total{};
+    Ints label{};
+    for (int k = 0; k < p.classes; ++k) {
+        total += sum[k];
+        const Floats value = p.weight != nullptr ? sum[k] * p.weight[k] : sum[k];
+        const Ints more = value > best;
+        best = more ? value : best;
+        label = more ? splat(k) : label;
+    }
+    const Ints valid = total == total;
+    store_bytes(p.label + i, valid ? label : splat(int(kNoLabel)));
+    store_lanes(p.confidence + i, valid ? best / frames : Floats{});
+}
+
+void aggregate_labels_tile(const AggregateLabelsParams& p, const Tile& tile, const Scratch& scratch) {
+    const float limit = not_below<float>(p.near.limit);
+    const int H = p.near.height, W = p.near.width;
+    const Axis axis_y = upsampling_axis(p.logit_height, H, p.align_corners);
+    const Axis axis_x = upsampling_axis(p.logit_width, W, p.align_corners);
+    Box box[kMaxNeighbours];
+    bool fits = in_strips(H, W);
+    for (int j = 0; j < p.near.neighbours && fits; ++j) {
+        box[j] = locate(p, limit, tile, j, scratch.visible + j * kTilePixels);
+        fits = box[j].fits;
+    }
+    if (!fits) {
+        for (int y = tile.y0; y < tile.y1; ++y) {
+            for (int x = tile.x0; x < tile.x1; ++x) {
+                const int64_t i = (tile.b * H + y) * W + x;
+                float confidence;
+                aggregate_labels_pixel<float>(p, limit, tile.b, y, x, p.label + i, &confidence);
+                p.confidence[i] = to_half(confidence);
+            }
+        }
+        return;
+    }
+    for (int j = 0; j < p.near.neighbours; ++j) {
+        if (box[j].rows > 0)
+            fill(p, nth<float>(p.neighbour_logits, j, tile.b), axis_y, axis_x, box[j], scratch,
+                 scratch.probs[j]);
+    }
+    const float* own = static_cast<const float*>(p.logits.data) + tile.b * p.logits.stride[0];
+    const int64_t width = line_width(p);
+    const int begin = between(axis_x, tile.x0 < W - kLanes ? tile.x0 : W - kLanes).low;
+    const int end = between(axis_x, tile.x1 - 1).high + 1;
+    Floats sum[256];
+    int filled = -1;  // row that the lines hold
+    for_tile_strips(tile, W, [&](int y, int x, int i) VDA_INLINED {
+        if (y != filled) upsample_rows(p, own, between(axis_y, y), begin, end, scratch.lines, width);
+        filled = y;
+        softmax_strip(scratch.lines, width, p.classes, columns_of(axis_x, x), sum);
+        Floats frames = splat(1.0f);
+        for (int j = 0; j < p.near.neighbours; ++j) {
+            Ints visible;
+            memcpy(&visible, scratch.visible + j * kTilePixels + i * kLanes, sizeof(visible));
+            if (!any(visible)) continue;
+            frames += visible ? splat(1.0f) : Floats{};
+            add_box(p, tile, j, y, x, box[j], scratch.probs[j], visible, sum);
+        }
+        store_decision(p, sum, frames, (tile.b * H + y) * W + x);
+    });
+}
