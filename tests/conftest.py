@@ -6,11 +6,13 @@ A kernel test takes the fixture `backend` and runs once per backend:
     baseline  the same, without
     shim      the CUDA kernels (csrc/*.cu) compiled by the host compiler, on CPU tensors
     shuffled  the same with the threads of every block in a random order
+    naive     as shim, the readable versions that are kept beside the optimised kernels
     cuda      the CUDA kernels on a GPU, where there is one
 """
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,7 +35,7 @@ class Backend:
     @property
     def atomics(self) -> bool:
         """Whether kernels take the CUDA path."""
-        return self.name in ("shim", "shuffled", "cuda")
+        return self.name in ("shim", "shuffled", "naive", "cuda")
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +48,7 @@ def shim_module() -> ModuleType:
     return build.load(build.build())
 
 
-BACKENDS = ["cpu", "avx2", "baseline", "shim", "shuffled"]
+BACKENDS = ["cpu", "avx2", "baseline", "shim", "shuffled", "naive"]
 if torch.cuda.is_available():
     BACKENDS.append(pytest.param("cuda", marks=pytest.mark.gpu))  # type: ignore[arg-type]
 
@@ -68,7 +70,8 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     else:
         seed = zlib.crc32(request.node.name.encode()) % 2**31 if name == "shuffled" else 0
         monkeypatch.setenv("VDA_SHIM_SEED", str(seed))
-        with _lib.routed_to(request.getfixturevalue("shim_module")):
+        naive = _lib.naive() if name == "naive" else contextlib.nullcontext()
+        with _lib.routed_to(request.getfixturevalue("shim_module")), naive:
             yield Backend(name, "cpu")
 
 
