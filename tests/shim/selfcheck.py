@@ -28,7 +28,7 @@ def check_ops(path: Path) -> None:
 
     torch.manual_seed(0)
     sys.modules["vda._C"] = module = build.load(path, "vda._C")
-    from conftest import hostile_flow, layouts
+    from conftest import hostile_flow, layouts, smooth_flow
 
     from vda import ops
     from vda.ops import _lib
@@ -57,9 +57,13 @@ def check_ops(path: Path) -> None:
         return [(probs, near, flow(2, 2), image(3, dtype), frames, {"alpha": 1.0})]
 
     def labels_case(dtype: torch.dtype) -> list[tuple[Any, ...]]:
-        logits, near = torch.rand(2, 5, 2, 5).to(dtype), torch.rand(2, 2, 5, 2, 5).to(dtype)
-        frames = torch.rand(2, 2, 3, H, W)
-        return [(logits, near, flow(2, 2), image(3, torch.float32), frames, {"alpha": 1.0})]
+        cases = []
+        for height, width in ((H, W), (18, 130)):  # less than a tile, and several
+            logits, near = torch.rand(1, 5, 3, 17).to(dtype), torch.rand(1, 2, 5, 3, 17).to(dtype)
+            flows = torch.stack([hostile_flow(1, height, width), smooth_flow(1, height, width, 0.1)], 1)
+            frame, frames = torch.rand(1, 3, height, width), torch.rand(1, 2, 3, height, width)
+            cases.append((logits, near, flows, frame, frames, {"alpha": 1.0}))
+        return cases
 
     def thresholds_case(dtype: torch.dtype) -> list[tuple[Any, ...]]:
         confidence, label = torch.rand(2, H, W).to(dtype), torch.randint(0, 4, (2, H, W), dtype=torch.uint8)
