@@ -4,10 +4,10 @@ r"""The FlowNet2 family (Ilg et al., CVPR 2017) on this package's correlation an
     CS, CSS    C, then S (twice) on ( image 0, image 1, image 1 warped by the flow so far, flow, brightness error )
     FlowNet2   CSS, SD beside it, and a fusion network at full resolution
 
-Names and shapes of the state dicts are those of NVIDIA's flownet2-pytorch, so the published checkpoints load. Sub-networks
-work in its units: images minus their common mean, flow at a quarter of the resolution in twentieths of a pixel. What is
-public here takes RGB in [0, 1] of any size and gives pixels: F(p) brings the second image onto the first,
-first(p) = second(p + F(p)).
+Names and shapes of the state dicts are those of NVIDIA's flownet2-pytorch, so the published checkpoints load; `width`
+thins all layers, 64 is published. Sub-networks work in its units: images minus their common mean, flow at a quarter of
+the resolution in twentieths of a pixel. What is public takes RGB in [0, 1] of any size and gives pixels: F(p) brings
+the second image onto the first, first(p) = second(p + F(p)).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def flow_deconv(bias: bool = True) -> nn.ConvTranspose2d:
 
 
 class Refinement(nn.Module):
-    """The decoder that C, S and SD share: from level 6 (1/64) to level 2 (1/4), each level a flow that the next refines.
+    """The decoder that C, S and SD share: from level 6 (1/64) to level 2 (1/4), each a flow that the next refines.
 
     skips: channels of the encoder at levels 6, 5, 4, 3, 2. A subclass calls `refine` with the features themselves.
     """
@@ -172,14 +172,16 @@ class FlowNetSD(Refinement):
 class FlowNetFusion(nn.Module):
     """Two flows and how well each explains the images -> one flow, in pixels, at full resolution."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 64) -> None:
         super().__init__()
-        self.conv0 = conv(11, 64)
-        self.conv1, self.conv1_1 = conv(64, 64, 3, 2), conv(64, 128)
-        self.conv2, self.conv2_1 = conv(128, 128, 3, 2), conv(128, 128)
-        self.deconv1, self.deconv0 = deconv(128, 32), deconv(162, 16)
-        self.inter_conv1, self.inter_conv0 = linear_conv(162, 32), linear_conv(82, 16)
-        self.predict_flow2, self.predict_flow1, self.predict_flow0 = flow_conv(128), flow_conv(32), flow_conv(16)
+        w, half, quarter = width, width // 2, width // 4
+        self.conv0 = conv(11, w)
+        self.conv1, self.conv1_1 = conv(w, w, 3, 2), conv(w, 2 * w)
+        self.conv2, self.conv2_1 = conv(2 * w, 2 * w, 3, 2), conv(2 * w, 2 * w)
+        one, zero = 2 * w + half + 2, w + quarter + 2
+        self.deconv1, self.deconv0 = deconv(2 * w, half), deconv(one, quarter)
+        self.inter_conv1, self.inter_conv0 = linear_conv(one, half), linear_conv(zero, quarter)
+        self.predict_flow2, self.predict_flow1, self.predict_flow0 = map(flow_conv, (2 * w, half, quarter))
         self.upsampled_flow2_to_1, self.upsampled_flow1_to_0 = flow_deconv(), flow_deconv()
 
     def forward(self, *inputs: Tensor) -> Tensor:
@@ -263,6 +265,9 @@ def normalised(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class FlowNet2S(FlowNetS, Estimator):
+    def __init__(self, width: int = 64) -> None:
+        super().__init__(6, width)
+
     def flow(self, first: Tensor, second: Tensor) -> Tensor:
         return quadrupled(self.pyramid(first, second)[0] * UNIT)
 
@@ -284,10 +289,10 @@ class FlowNet2C(FlowNetC, Estimator):
 class FlowNet2CS(Estimator):
     """C, and one network that refines its flow."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 64) -> None:
         super().__init__()
-        self.flownetc = FlowNetC()
-        self.flownets_1 = FlowNetS(12)
+        self.flownetc = FlowNetC(width)
+        self.flownets_1 = FlowNetS(12, width)
 
     def flow(self, first: Tensor, second: Tensor) -> Tensor:
         return self.cascade(first, second, self.flownetc.pyramid(first, second)[0])
@@ -305,9 +310,9 @@ class FlowNet2CS(Estimator):
 class FlowNet2CSS(FlowNet2CS):
     """C, and two networks that refine its flow."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.flownets_2 = FlowNetS(12)
+    def __init__(self, width: int = 64) -> None:
+        super().__init__(width)
+        self.flownets_2 = FlowNetS(12, width)
 
     def cascade(self, first: Tensor, second: Tensor, start: Tensor) -> Tensor:
         return refined(self.flownets_2, first, second, super().cascade(first, second, start), "nearest")
@@ -316,10 +321,10 @@ class FlowNet2CSS(FlowNet2CS):
 class FlowNet2(FlowNet2CSS):
     """CSS, SD beside it, and their fusion."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.flownets_d = FlowNetSD()
-        self.flownetfusion = FlowNetFusion()
+    def __init__(self, width: int = 64) -> None:
+        super().__init__(width)
+        self.flownets_d = FlowNetSD(width)
+        self.flownetfusion = FlowNetFusion(width)
 
     def cascade(self, first: Tensor, second: Tensor, start: Tensor) -> Tensor:
         large = super().cascade(first, second, start)

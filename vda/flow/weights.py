@@ -1,0 +1,150 @@
+"""Weights of the flow networks: foreign checkpoints in, safetensors with a hash out, nothing executed.
+
+`python -m vda weights import FILE` recognises the variant by the names and shapes of the tensors, checks every one, and
+writes a safetensors file whose metadata name the variant and the SHA-256 of the weights; `load_estimator` reads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from vda.checkpoint import atomic_write
+from vda.errors import UsageError
+from vda.flow.flownet2 import VARIANTS, Estimator
+
+FORMAT = "vda-flow-1"
+PREFIXES = ("module.", "model.")  # of networks that were wrapped when they were saved
+
+
+@cache
+def shapes(variant: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a variant's tensors."""
+    with torch.device("meta"):
+        return {name: tuple(x.shape) for name, x in VARIANTS[variant]().state_dict().items()}
+
+
+def recognise(found: Mapping[str, tuple[int, ...]], where: str) -> str:
+    """The variant whose tensors these are; UsageError, naming the nearest one and what differs, if none is."""
+    for variant in VARIANTS:
+        if shapes(variant) == found:
+            return variant
+    nearest = min(VARIANTS, key=lambda variant: _difference(shapes(variant), found)[0])
+    raise UsageError(f"{where}: wanted the weights of {', '.join(VARIANTS)}; {_difference(shapes(nearest), found)[1]}")
+
+
+def _difference(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> tuple[int, str]:
+    """How many tensors differ, and one of them in words."""
+    variant = next(name for name in VARIANTS if shapes(name) is wanted)
+    missing, extra = wanted.keys() - found.keys(), found.keys() - wanted.keys()
+    differing = [name for name in wanted.keys() & found.keys() if wanted[name] != found[name]]
+    if len(missing) == len(wanted):
+        return len(wanted) + len(extra), "found none of their tensors: this is another network"
+    words = []
+    if differing:
+        name = min(differing)
+        words.append(f"{name} is {list(found[name])} instead of {list(wanted[name])}")
+    words += [f"{len(missing)} tensors are missing, such as {min(missing)}"] if missing else []
+    words += [f"{len(extra)} are too many, such as {min(extra)}"] if extra else []
+    return len(missing) + len(extra) + len(differing), f"nearest is {variant}, but {'; '.join(words)}"
+
+
+def import_weights(path: Path, out: Path | None = None) -> tuple[str, Path, str]:
+    """Checks a foreign checkpoint and writes it as safetensors; its variant, the new file, and the weights' SHA-256.
+
+    path: a torch file, zip or legacy, holding a state dict or a dict with one under "state_dict".
+    Raises UsageError, in one sentence, for a file that is no checkpoint, is cut short, or holds other weights.
+    """
+    state = _read_torch(path)
+    variant = recognise({name: tuple(x.shape) for name, x in state.items()}, str(path))
+    return variant, *save_weights(out or path.with_name(f"{variant}.safetensors"), variant, state, str(path))
+
+
+def save_weights(out: Path, variant: str, state: Mapping[str, Tensor], where: str) -> tuple[Path, str]:
+    """Writes weights of a known variant; the file and their SHA-256. UsageError for weights that are not finite."""
+    for name, x in state.items():
+        bad = x.numel() - int(x.isfinite().sum())
+        if bad:
+            raise UsageError(f"{where}: wanted finite weights, {name} has {bad} values that are NaN or infinite")
+    tensors = {name: x.detach().to("cpu", copy=True).contiguous() for name, x in state.items()}
+    sha256 = digest(tensors)
+    metadata = {"format": FORMAT, "variant": variant, "sha256": sha256}
+    atomic_write(out, safetensors.torch.save(tensors, metadata))
+    return out, sha256
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes."""
+    result = hashlib.sha256()
+    for name in sorted(tensors):
+        x = tensors[name]
+        result.update(f"{name} {x.dtype} {list(x.shape)}\n".encode())
+        result.update(x.contiguous().view(torch.uint8).numpy().tobytes() if x.numel() else b"")
+    return result.hexdigest()
+
+
+def load_estimator(path: Path) -> tuple[Estimator, str, str]:
+    """A flow network ready for inference, its variant, and the SHA-256 of its weights.
+
+    Raises UsageError for a missing or damaged file, and for a foreign one with the command that imports it.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: wanted a file of flow weights, cannot read it ({error.strerror})") from None
+    metadata = _metadata(path, data)
+    try:
+        state = safetensors.torch.load(data)
+    except Exception as error:
+        raise UsageError(f"{path}: wanted flow weights, the file is damaged ({_line(error)})") from None
+    variant = recognise({name: tuple(x.shape) for name, x in state.items()}, str(path))
+    if digest(state) != metadata["sha256"] or variant != metadata["variant"]:
+        raise UsageError(f"{path}: the file is damaged, its weights do not have the recorded hash")
+    with torch.device("meta"):
+        network = VARIANTS[variant]()
+    network.load_state_dict({name: x.float() for name, x in state.items()}, strict=True, assign=True)
+    return network.eval().requires_grad_(False), variant, metadata["sha256"]
+
+
+def _metadata(path: Path, data: bytes) -> dict[str, str]:
+    """The header's metadata, or a sentence that says what the file is instead."""
+    try:
+        length = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    except (ValueError, AttributeError):
+        metadata = {}
+    if metadata.get("format") != FORMAT:
+        raise UsageError(f"{path}: wanted imported flow weights, found another file; run `vda weights import {path}`")
+    return metadata
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UsageError(f"{path}: wanted a checkpoint, cannot read it ({error.strerror or _line(error)})") from None
+    except Exception as error:  # whatever a foreign or damaged file makes the parsers raise
+        raise UsageError(
+            f"{path}: wanted a torch checkpoint of tensors, cannot read it; a download that was cut short looks "
+            f"like this ({_line(error)})"
+        ) from None
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not state or not all(isinstance(x, Tensor) for x in state.values()):
+        raise UsageError(f"{path}: wanted a state dict, or a dict with one under 'state_dict', found something else")
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): x for name, x in state.items()}
+    return state
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
