@@ -1,0 +1,148 @@
+"""Flow computed ahead: one small file per ordered pair of frames, and a manifest that says whose flow it is.
+
+ROOT/manifest.json, ROOT/CLIP/FRAME_I-FRAME_J.npy: int16 [2, H, W] in tenths of a pixel, -32768 where unknown. Files are
+written whole or not at all, so a stopped run goes on where it was; reading maps them into memory.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vda.checkpoint import atomic_write
+from vda.data.clip import Clip, FlowField, VideoDataset
+from vda.errors import UsageError
+from vda.flow.providers import FlowProvider, both_ways
+from vda.progress import progress
+
+FORMAT = "vda-flow-cache-1"
+MANIFEST = "manifest.json"
+UNKNOWN = -32768
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Whose flow a cache holds. provider: `FlowProvider.name`, which names the weights too."""
+
+    provider: str
+    dataset: str
+    size: tuple[int, int]
+    format: str = FORMAT
+
+
+def encode(flow: FlowField) -> NDArray[np.int16]:
+    """Tenths of a pixel; components beyond 3276.7 and unknown ones become -32768, which lies outside every frame."""
+    tenths = np.rint(np.asarray(flow, np.float64) * 10)
+    return np.where(np.abs(tenths) <= 32767, tenths, UNKNOWN).astype(np.int16)
+
+
+def decode(stored: NDArray[np.int16]) -> FlowField:
+    flow = stored.astype(np.float32) / np.float32(10)
+    flow[stored == UNKNOWN] = np.nan
+    return flow
+
+
+def pair_path(root: Path, clip: Clip, i: int, j: int) -> Path:
+    return root / clip.name / f"{clip.frame_names[i]}-{clip.frame_names[j]}.npy"
+
+
+class CachedFlow:
+    """The flow in a cache, as a provider under the name of the one that made it.
+
+    Raises UsageError where the cache is of another provider, data set or size, or lacks a pair.
+    """
+
+    def __init__(self, root: Path, dataset: VideoDataset, provider: str) -> None:
+        self.root, self.name = root, provider
+        check_manifest(root, Manifest(provider, dataset.name, dataset.size))
+
+    def __call__(self, clip: Clip, i: int, j: int) -> FlowField:
+        path = pair_path(self.root, clip, i, j)
+        try:
+            stored = np.load(path, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError:
+            raise UsageError(f"{path}: not computed yet; run `python -m vda flow` for this data set to its end") from None
+        except (ValueError, OSError) as error:
+            raise UsageError(f"{path}: wanted a flow of the cache, cannot read it ({error})") from None
+        if stored.dtype != np.int16 or stored.shape != (2, *clip.frame(i).shape[:2]):
+            raise UsageError(f"{path}: wanted int16 flow of the frames' size, found {stored.dtype} {list(stored.shape)}")
+        return decode(stored)
+
+
+def check_manifest(root: Path, wanted: Manifest) -> None:
+    """UsageError unless the cache at `root` is the wanted one."""
+    path = root / MANIFEST
+    try:
+        found = json.loads(path.read_text())
+    except OSError:
+        raise UsageError(f"{path}: wanted a flow cache, found none; make it with `python -m vda flow`") from None
+    except ValueError:
+        raise UsageError(f"{path}: wanted the manifest of a flow cache, the file is damaged or something else") from None
+    for key, value in _plain(wanted).items():
+        if not isinstance(found, dict) or found.get(key) != value:
+            other = found.get(key) if isinstance(found, dict) else found
+            raise UsageError(f"{path}: this flow is of another {key}: wanted {value}, found {other}")
+
+
+def precompute(
+    provider: FlowProvider, dataset: VideoDataset, root: Path, *, steps: Iterable[int] = (1,), workers: int = 1
+) -> int:
+    """Computes both directions of every pair of frames `step` apart, for each step; the number of pairs computed now.
+
+    Pairs that are there already are left alone. Raises UsageError where `root` is a cache of something else.
+    """
+    manifest = Manifest(provider.name, dataset.name, dataset.size)
+    if (root / MANIFEST).exists():
+        check_manifest(root, manifest)
+    else:
+        root.mkdir(parents=True, exist_ok=True)
+        atomic_write(root / MANIFEST, (json.dumps(_plain(manifest), indent=1) + "\n").encode())
+    for clip in dataset.clips:
+        (root / clip.name).mkdir(exist_ok=True)
+    pairs = list(_pairs(dataset, steps))
+    todo = [(clip, i, j) for clip, i, j in pairs if not _done(root, clip, i, j)]
+
+    def compute(pair: tuple[Clip, int, int]) -> None:
+        clip, i, j = pair
+        there, back = both_ways(provider, clip, i, j)
+        _store(pair_path(root, clip, i, j), there)
+        _store(pair_path(root, clip, j, i), back)
+
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        results = pool.map(compute, todo)
+        done = len(pairs) - len(todo)
+        try:
+            for _ in progress(results, desc="flow", unit="pair", initial=done, total=len(pairs)):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return len(todo)
+
+
+def _pairs(dataset: VideoDataset, steps: Iterable[int]) -> Iterator[tuple[Clip, int, int]]:
+    for clip in dataset.clips:
+        for step in sorted(set(steps)):
+            yield from ((clip, i, i + step) for i in range(len(clip) - step))
+
+
+def _done(root: Path, clip: Clip, i: int, j: int) -> bool:
+    return pair_path(root, clip, i, j).exists() and pair_path(root, clip, j, i).exists()
+
+
+def _store(path: Path, flow: FlowField) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, encode(flow))
+    atomic_write(path, buffer.getvalue())
+
+
+def _plain(manifest: Manifest) -> dict[str, Any]:
+    return asdict(manifest) | {"size": list(manifest.size)}

@@ -1,0 +1,35 @@
+r"""Forward-backward consistency: where the flow back leads to where the flow came from.
+
+    seen(p) = [ |F(p) + B(p + F(p))|^2 < relative (|F(p)|^2 + |B(p + F(p))|^2) + absolute ]
+
+(Sundaram, Brox and Keutzer, Dense Point Trajectories by GPU-Accelerated Large Displacement Optical Flow, ECCV 2010, with
+relative = 0.01 and absolute = 0.5.) An alternative to the photometric occlusion test of Eq. 10 that knows no colours.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vda.ops import warp
+
+
+def consistent(flow: Tensor, back: Tensor, *, relative: float = 0.01, absolute: float = 0.5) -> Tensor:
+    """Where two flows agree: [B, H, W] bool.
+
+    flow: [B, 2, H, W] from frame i to frame j, pixels; back: the same from j to i. False where p + flow(p) lies outside
+    the frame or either flow is not finite.
+    """
+    H, W = flow.shape[-2:]
+    flow, back = flow.float(), back.float()
+    returned = warp(back, flow)
+    x = torch.arange(W, device=flow.device) + flow[:, 0]
+    y = torch.arange(H, device=flow.device)[:, None] + flow[:, 1]
+    inside = (x >= 0) & (x <= W - 1) & (y >= 0) & (y <= H - 1)
+    limit = relative * (flow.square().sum(1) + returned.square().sum(1)) + absolute
+    return inside & ((flow + returned).square().sum(1) < limit)
+
+
+def unseen_as_nan(flow: Tensor, back: Tensor) -> Tensor:
+    """The flow with NaN where it is not consistent: every operator of this package takes that as "not visible"."""
+    return torch.where(consistent(flow, back)[:, None], flow.float(), torch.nan)
