@@ -7,9 +7,12 @@ from collections.abc import Callable
 
 from . import doctor
 from .errors import UsageError
+from .flow import command as flow
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "doctor": doctor.main,  # which backend each op uses, and why a kernel is off
+    "flow": flow.flow_main,  # optical flow of a data set, ahead of training, or of two images
+    "weights": flow.weights_main,  # import the weights of a flow network
 }
 
 

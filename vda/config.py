@@ -61,6 +61,20 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Flow:
+    """Optical flow between frames of a clip (docs/flow.md says how to choose)."""
+
+    provider: Literal["exact", "dis", "flownet2", "precomputed"] = "dis"
+    """The data set's own; OpenCV's DIS (no weights needed); one of the FlowNet2 family; files made elsewhere."""
+    weights: Path | None = None
+    """flownet2: weights imported by `python -m vda weights import CHECKPOINT`; they say which variant it is."""
+    root: Path | None = None
+    """precomputed: folder of ROOT/CLIP/FRAME_I-FRAME_J with the suffix .flo, .png (KITTI), .npy or .npz."""
+    cache: Path | None = None
+    """Folder of the target's flow computed ahead by `python -m vda flow`; read instead of computing it."""
+
+
+@dataclass(frozen=True)
 class Network:
     """The per-frame segmentation network."""
 
@@ -229,8 +243,7 @@ class Config:
     """auto takes the GPU where there is one."""
     checkpoint_every: int = 500
     """Steps between checkpoints; the last step is always saved."""
-    flow: Literal["exact", "dis"] = "dis"
-    """Optical flow: the data set's own, or OpenCV's DIS (no weights needed)."""
+    flow: Flow = field(default_factory=Flow)
     data: Data = field(default_factory=Data)
     network: Network = field(default_factory=Network)
     augment: Augment = field(default_factory=lambda: Augment(flip=0.5))
@@ -249,6 +262,7 @@ class Config:
 # Settings that say where and how a run is done, not what it computes.
 _BESIDE_THE_POINT = ("recipe", "out", "resume", "device", "checkpoint_every", "phases")
 _BESIDE_THE_POINT_OF_DATA = ("source_root", "target_root", "workers")
+_BESIDE_THE_POINT_OF_FLOW = ("cache",)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -268,6 +282,7 @@ def digest(config: Config) -> str:
     """Hash of the settings that decide the numbers; two runs with one digest compute the same."""
     relevant = {k: v for k, v in to_dict(config).items() if k not in _BESIDE_THE_POINT}
     relevant["data"] = {k: v for k, v in relevant["data"].items() if k not in _BESIDE_THE_POINT_OF_DATA}
+    relevant["flow"] = {k: v for k, v in relevant["flow"].items() if k not in _BESIDE_THE_POINT_OF_FLOW}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 
 

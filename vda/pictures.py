@@ -63,6 +63,14 @@ def flow_image(flow: FlowField, largest: float | None = None) -> Image:
     return np.where(known[..., None], np.rint(shown), 0).astype(np.uint8)
 
 
+def png(image: Image) -> bytes:
+    """The image [H, W, 3] as the content of a PNG file."""
+    done, data = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))
+    if not done:
+        raise ValueError(f"image: cannot encode {list(image.shape)} as png")
+    return data.tobytes()
+
+
 def data_uri(image: Image, max_width: int) -> str:
     """The image [H, W, 3] as a data URI, scaled down to `max_width`.
 

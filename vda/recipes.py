@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from vda.config import VAT, VST, Config, Data, Network, Optimiser, Pseudo, Supervised
+from vda.config import VAT, VST, Config, Data, Flow, Network, Optimiser, Pseudo, Supervised
 
 # Minutes on two CPU cores: a thin ResNet-18 trained from scratch, so batch norm learns, Adam takes the place of SGD and
 # the steps are few. Adam's rates and these step counts are the same for source-only and oracle. gamma = 0 labels every
 # class in the same proportion: confidences of a network this small are too low for IAST's gamma = 8.
 _embedded = Config(
     recipe="embedded",
-    flow="exact",
+    flow=Flow(provider="exact"),
     data=Data(size=(96, 192)),
     network=Network(name="deeplab-resnet18", width=16, batch_norm="train"),
     supervised=Supervised(Optimiser(iterations=800, batch=2, name="adam", lr=1e-3, weight_decay=1e-4)),

@@ -17,7 +17,7 @@ from vda.data import VideoDataset, open_dataset
 from vda.data.transforms import Augment
 from vda.data.tubes import FlowSource, LabelSource, Tubes
 from vda.errors import UsageError
-from vda.flow.providers import provider
+from vda.flow import CachedFlow, FlowProvider, provider
 from vda.models import build_network
 
 NEEDS: dict[Phase, Phase] = {"vat": "source_only", "pseudo": "vat", "vst": "pseudo"}  # phase -> what it starts from
@@ -36,8 +36,13 @@ class Run:
         self.validation = open_dataset(data.validation, target_root, data.size)
         if not self.source.classes == self.target.classes == self.validation.classes:
             raise UsageError(f"data sets {data.source}, {data.target} and {data.validation}: wanted one class list")
-        self.flow = provider(config.flow)
+        self.flow = self._flow()
         self._check()
+
+    def _flow(self) -> FlowProvider:
+        computed = provider(self.config.flow, self.device)
+        cache = self.config.flow.cache
+        return computed if cache is None else CachedFlow(cache, self.target, computed.name)
 
     def _check(self) -> None:
         """Refuses what would fail later, after hours: clips shorter than a tube, a flow that the target lacks."""

@@ -1,5 +1,16 @@
-"""Optical flow: who provides it."""
+"""Optical flow: who provides it, and where it is kept."""
 
-from vda.flow.providers import PROVIDERS, DISFlow, ExactFlow, FlowProvider, provider
+from vda.flow.cache import CachedFlow, precompute
+from vda.flow.providers import PROVIDERS, DISFlow, ExactFlow, FlowProvider, NetworkFlow, PrecomputedFlow, provider
 
-__all__ = ["PROVIDERS", "DISFlow", "ExactFlow", "FlowProvider", "provider"]
+__all__ = [
+    "PROVIDERS",
+    "CachedFlow",
+    "DISFlow",
+    "ExactFlow",
+    "FlowProvider",
+    "NetworkFlow",
+    "PrecomputedFlow",
+    "precompute",
+    "provider",
+]

@@ -69,11 +69,12 @@ class CachedFlow:
         try:
             stored = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
-            raise UsageError(f"{path}: not computed yet; run `python -m vda flow` for this data set to its end") from None
+            raise UsageError(f"{path}: not there yet; run `python -m vda flow` for this data set to its end") from None
         except (ValueError, OSError) as error:
             raise UsageError(f"{path}: wanted a flow of the cache, cannot read it ({error})") from None
         if stored.dtype != np.int16 or stored.shape != (2, *clip.frame(i).shape[:2]):
-            raise UsageError(f"{path}: wanted int16 flow of the frames' size, found {stored.dtype} {list(stored.shape)}")
+            found = f"{stored.dtype} {list(stored.shape)}"
+            raise UsageError(f"{path}: wanted int16 flow of the frames' size, found {found}")
         return decode(stored)
 
 
@@ -85,7 +86,7 @@ def check_manifest(root: Path, wanted: Manifest) -> None:
     except OSError:
         raise UsageError(f"{path}: wanted a flow cache, found none; make it with `python -m vda flow`") from None
     except ValueError:
-        raise UsageError(f"{path}: wanted the manifest of a flow cache, the file is damaged or something else") from None
+        raise UsageError(f"{path}: wanted the manifest of a flow cache, the file is damaged or another") from None
     for key, value in _plain(wanted).items():
         if not isinstance(found, dict) or found.get(key) != value:
             other = found.get(key) if isinstance(found, dict) else found

@@ -2,8 +2,8 @@ r"""Forward-backward consistency: where the flow back leads to where the flow ca
 
     seen(p) = [ |F(p) + B(p + F(p))|^2 < relative (|F(p)|^2 + |B(p + F(p))|^2) + absolute ]
 
-(Sundaram, Brox and Keutzer, Dense Point Trajectories by GPU-Accelerated Large Displacement Optical Flow, ECCV 2010, with
-relative = 0.01 and absolute = 0.5.) An alternative to the photometric occlusion test of Eq. 10 that knows no colours.
+with relative = 0.01 and absolute = 0.5 (Sundaram, Brox and Keutzer, Dense Point Trajectories by GPU-Accelerated Large
+Displacement Optical Flow, ECCV 2010). An alternative to the photometric occlusion test of Eq. 10 that knows no colours.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Flow providers: from two frames of a clip to the optical flow between them.
 
-A provider returns F_{i->j} in pixels of the clip's frames, (u right, v down): the point that lies at p in frame i lies at
-p + F_{i->j}(p) in frame j, so sampling frame j there brings it onto frame i. NaN where it is unknown. A new provider is
-one small class and one line in `PROVIDERS`.
+A provider returns F_{i->j} in pixels of the clip's frames, (u right, v down): the point that lies at p in frame i lies
+at p + F_{i->j}(p) in frame j, so sampling frame j there brings it onto frame i. NaN where it is unknown. A new provider
+is one small class and one line in `PROVIDERS`.
 """
 
 from __future__ import annotations
