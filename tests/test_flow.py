@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
+import torch
 from shared import shared_data
 
+from vda.config import Flow
 from vda.errors import UsageError
-from vda.flow import PROVIDERS, DISFlow, ExactFlow, provider
+from vda.flow import DISFlow, ExactFlow, NetworkFlow, PrecomputedFlow, provider
+from vda.flow.flownet2 import VARIANTS
 
 PRESETS = ["ultrafast", "fast", "medium"]
 
@@ -193,13 +198,18 @@ def test_dis_takes_strided_and_read_only_frames():
 
 
 def test_names_and_lookup():
-    assert provider("dis").name == "dis-medium"
-    assert provider("exact").name == "exact"
-    assert len({make().name for make in PROVIDERS.values()}) == len(PROVIDERS)
-    with pytest.raises(UsageError, match=r"--flow: wanted one of exact, dis, got 'exac'; did you mean exact\?"):
-        provider("exac")
+    assert provider(Flow(provider="dis")).name == "dis-medium"
+    assert provider(Flow(provider="exact")).name == "exact"
     with pytest.raises(UsageError, match="preset: wanted one of ultrafast, fast, medium, got 'slow'"):
         DISFlow("slow")
+
+
+@pytest.mark.parametrize(("name", "setting"), [("flownet2", "weights"), ("precomputed", "root")])
+def test_what_a_provider_lacks_is_told(name, setting, tmp_path):
+    with pytest.raises(UsageError, match=f"--flow.provider {name}: wanted --flow.{setting}"):
+        provider(Flow(provider=name))
+    with pytest.raises(UsageError, match="nowhere"):
+        provider(replace(Flow(provider=name), **{setting: tmp_path / "nowhere"}))
 
 
 def test_missing_ground_truth_is_told_in_one_sentence():
@@ -209,12 +219,18 @@ def test_missing_ground_truth_is_told_in_one_sentence():
     assert "\n" not in str(info.value)
 
 
-@pytest.mark.parametrize("make", PROVIDERS.values())
-@pytest.mark.parametrize(("i", "j", "name"), [(-1, 0, "i"), (0, 2, "j"), (2, 0, "i")])
-def test_frames_outside_the_clip_are_refused(make, i, j, name):
+@pytest.mark.parametrize("name", ["exact", "dis", "precomputed", "flownet2"])
+@pytest.mark.parametrize(("i", "j", "wrong"), [(-1, 0, "i"), (0, 2, "j"), (2, 0, "i")])
+def test_frames_outside_the_clip_are_refused(tmp_path, name, i, j, wrong):
     frame = textured(8, 8)
-    with pytest.raises(ValueError, match=f"^{name}: wanted a frame 0 .. 1 of clip clip"):
-        make()(FakeClip([frame, frame]), i, j)
+    sources = {
+        "exact": ExactFlow(),
+        "dis": DISFlow(),
+        "precomputed": PrecomputedFlow(tmp_path),
+        "flownet2": NetworkFlow(VARIANTS["flownet2-s"](width=8), "small", torch.device("cpu")),
+    }
+    with pytest.raises(ValueError, match=f"^{wrong}: wanted a frame 0 .. 1 of clip clip"):
+        sources[name](FakeClip([frame, frame]), i, j)
 
 
 def test_bad_frames_are_refused():

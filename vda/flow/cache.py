@@ -70,7 +70,7 @@ class CachedFlow:
             stored = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
             raise UsageError(f"{path}: not there yet; run `python -m vda flow` for this data set to its end") from None
-        except (ValueError, OSError) as error:
+        except (ValueError, EOFError, OSError) as error:
             raise UsageError(f"{path}: wanted a flow of the cache, cannot read it ({error})") from None
         if stored.dtype != np.int16 or stored.shape != (2, *clip.frame(i).shape[:2]):
             found = f"{stored.dtype} {list(stored.shape)}"

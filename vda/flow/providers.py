@@ -41,9 +41,10 @@ class FlowProvider(Protocol):
 
 
 def both_ways(provider: FlowProvider, clip: Clip, i: int, j: int) -> tuple[FlowField, FlowField]:
-    """F_{i->j} and F_{j->i}, in one pass where the provider has one."""
-    if isinstance(provider, NetworkFlow):
-        return provider.both(clip, i, j)
+    """F_{i->j} and F_{j->i}, in one pass where the provider has a method `both`."""
+    if hasattr(provider, "both"):
+        there, back = provider.both(clip, i, j)
+        return there, back
     return provider(clip, i, j), provider(clip, j, i)
 
 
