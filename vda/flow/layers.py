@@ -73,20 +73,20 @@ def texture(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.float
     for _ in range(int(rng.integers(0, 4 + min(H * W // 1500, 40)))):
         corners = rng.uniform((0, 0), (W, H)) + rng.normal(scale=rng.uniform(3, 30), size=(int(rng.integers(3, 6)), 2))
         colour = rng.uniform(0, 255, 3).tolist()
-        points = np.rint(corners * 16).astype(np.int32)[None]
+        points = [np.rint(corners * 16).astype(np.int32)]
         if rng.random() < 0.5:
             cv2.fillPoly(image, points, colour, cv2.LINE_AA, shift=4)
         else:
             cv2.polylines(image, points, True, colour, int(rng.integers(1, 4)), cv2.LINE_AA, shift=4)
-    return np.clip(image, 0, 255)
+    return np.clip(image, 0, 255).astype(np.float32)
 
 
 def silhouette(rng: np.random.Generator, side: int) -> NDArray[np.float32]:
     """[side, side] in 0 .. 1: a blob of random harmonics, or a polygon; nothing on the border."""
     angle = np.linspace(0, 2 * np.pi, 90 if rng.random() < 0.5 else int(rng.integers(3, 9)), endpoint=False)
     radius = 1 + sum(rng.normal(scale=0.25) * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in (1, 2, 3, 4))
-    radius = np.clip(radius, 0.2, 2) / 2 * (side / 2 - 2)
-    points = side / 2 + radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
+    radii = np.clip(radius, 0.2, 2) / 2 * (side / 2 - 2)
+    points = side / 2 + radii[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
     shape = np.zeros((side, side), np.uint8)
     cv2.fillPoly(shape, [np.rint(points * 16).astype(np.int32)], 255, cv2.LINE_AA, shift=4)
     return shape.astype(np.float32) / 255
