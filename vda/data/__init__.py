@@ -8,6 +8,8 @@ from pathlib import Path
 
 from vda.data.camvid import camvid
 from vda.data.clip import IGNORE, Clip, VideoDataset
+from vda.data.motion import motion
+from vda.data.pairs import pairs
 from vda.data.synthetic import embedded
 from vda.errors import UsageError
 
@@ -16,6 +18,8 @@ DATASETS: dict[str, Callable[..., VideoDataset]] = {
     "camvid": camvid,
     # Clips are short and drawn many times: each keeps all its rendered frames.
     "embedded": lambda split, root, size: embedded(split, size=size, cache=64),
+    "motion": motion,
+    "pairs": pairs,
 }
 
 

@@ -20,46 +20,59 @@ Affine = NDArray[np.float64]  # [3, 3], points (x, y, 1)
 
 @dataclass(frozen=True)
 class Pair:
-    """Two images [H, W, 3] uint8 RGB and the flow [2, H, W] from the first to the second, pixels."""
+    """Two images [H, W, 3] uint8 RGB, and the flows [2, H, W] from the first to the second and back, pixels."""
 
     first: Image
     second: Image
     flow: FlowField
+    back: FlowField
+
+
+@dataclass
+class _View:
+    """One of the two pictures as it is painted, and where each of its points goes in the other one."""
+
+    image: NDArray[np.float32]
+    flow: FlowField
+
+    def paint(self, image: NDArray[np.float32], shape: NDArray[np.float32], at: Affine, move: Affine) -> None:
+        size = self.image.shape[:2]
+        alpha = _drawn(shape, at, size, cv2.BORDER_CONSTANT)
+        self.image += alpha[..., None] * (_drawn(image, at, size) - self.image)
+        self.flow = np.where(alpha > 0.5, _displacement(move, size), self.flow)
 
 
 def layers(rng: np.random.Generator, size: tuple[int, int], *, motion: float = 12.0) -> Pair:
-    """One pair of `size` (height, width), decided by `rng` alone; a few milliseconds per 100 000 pixels.
+    """One pair of `size` (height, width), decided by `rng` alone; about 0.1 s for 320 x 448.
 
-    motion: mean length of the displacements in pixels; one in twenty is longer than three times that.
+    motion: mean length in pixels of the displacement of a shape against the background; the background moves half
+    as far.
     """
     H, W = size
     centre = np.array([W / 2, H / 2])
-    still = _about(centre, rng, 0.0, spread=0.02)
     camera = _about(centre, rng, motion / 2, spread=0.05)
     margin = 1.4 * np.hypot(H, W) / 2  # of a square background that no motion leaves
-    place = _shift(centre - margin)
+    place = _about(centre, rng, 0.0, spread=0.02) @ _shift(centre - margin)
     background = texture(rng, (int(2 * margin), int(2 * margin)))
-    first = _drawn(background, still @ place, size)
-    second = _drawn(background, camera @ still @ place, size)
-    flow = _displacement(camera, size)
+    views = [
+        _View(_drawn(background, at, size), _displacement(move, size))
+        for at, move in ((place, camera), (camera @ place, np.linalg.inv(camera)))
+    ]
     for _ in range(int(rng.integers(2, 11))):
         side = int(rng.integers(max(8, min(size) // 12), max(9, min(size) // 2)))
         image, shape = texture(rng, (side, side)), silhouette(rng, side)
         spot = rng.uniform((0, 0), (W, H))
         place = _about(spot, rng, 0.0, spread=0.1) @ _shift(spot - side / 2)
         move = _about(spot, rng, motion, spread=0.08) @ camera
-        for canvas, at in ((first, place), (second, move @ place)):
-            alpha = _drawn(shape, at, size, outside=True)[..., None]
-            canvas += alpha * (_drawn(image, at, size) - canvas)
-        inside = _drawn(shape, place, size, outside=True) > 0.5
-        flow = np.where(inside, _displacement(move, size), flow)
-    gain, level = rng.uniform(0.8, 1.2, 2), rng.uniform(-12, 12, 2)
+        views[0].paint(image, shape, place, move)
+        views[1].paint(image, shape, move @ place, np.linalg.inv(move))
     noise = rng.uniform(0, 5)
     images = [
-        np.clip(np.rint(a * x + b + noise * rng.standard_normal(x.shape, np.float32)), 0, 255).astype(np.uint8)
-        for a, b, x in zip(gain, level, (first, second), strict=True)
+        rng.uniform(0.8, 1.2) * v.image + rng.uniform(-12, 12) + noise * rng.standard_normal(v.image.shape, np.float32)
+        for v in views
     ]
-    return Pair(images[0], images[1], flow.astype(np.float32))
+    first, second = (np.clip(np.rint(image), 0, 255).astype(np.uint8) for image in images)
+    return Pair(first, second, views[0].flow, views[1].flow)
 
 
 def texture(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.float32]:
@@ -111,10 +124,9 @@ def _shift(by: NDArray[np.float64]) -> Affine:
 
 
 def _drawn(
-    canvas: NDArray[np.float32], at: Affine, size: tuple[int, int], outside: bool = False
+    canvas: NDArray[np.float32], at: Affine, size: tuple[int, int], border: int = cv2.BORDER_REFLECT
 ) -> NDArray[np.float32]:
-    """The canvas under the map `at`; beyond it nothing (`outside`), else its mirror image."""
-    border = cv2.BORDER_CONSTANT if outside else cv2.BORDER_REFLECT
+    """The canvas under the map `at`."""
     out = cv2.warpAffine(canvas, at[:2], (size[1], size[0]), flags=cv2.INTER_LINEAR, borderMode=border)
     return np.asarray(out, np.float32)
 
