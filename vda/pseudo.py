@@ -49,8 +49,10 @@ class Generator:
 
 
 def predictions(generator: Generator, clip: Clip, weight: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Label and confidence [1, H, W] of the frames of a clip in turn: argmax and max of the softmax, aggregated over the
-    neighbours (Eq. 10) where asked, times `weight` [K] where given."""
+    """Label and confidence [1, H, W] of the frames of a clip in turn.
+
+    Argmax and max of the softmax, aggregated over the neighbours (Eq. 10) where asked, times `weight` [K] where given.
+    """
     frames: dict[int, Tensor] = {}
     logits: dict[int, Tensor] = {}
     for i in range(len(clip)):
