@@ -39,11 +39,113 @@ __global__ void aggregate_labels_kernel(AggregateLabelsParams p, float limit) {
 
 using namespace tiled;
 
-// The best class so far of the pixels of a thread.
+// ---- without a window ----
+
+__device__ __forceinline__ float upsampled(const Logits& source, int k, const Between& y, const Between& x) {
+    const int top = y.low * source.row_stride, bottom = y.high * source.row_stride;
+    const int low = x.low * source.column_stride, high = x.high * source.column_stride;
+    return mixed(mixed(source.at(k, top + low), source.at(k, top + high), x.share),
+                 mixed(source.at(k, bottom + low), source.at(k, bottom + high), x.share), y.share);
+}
+
+// What to do where evaluate() says so, where a neighbour is read in too many places, and where a logit is
+// not finite: the pixels of the thread, one tap after the other from the low-resolution logits, as in
+// aggregate_labels_pixel. Their sums go to their slots in `values`, as if this were the window.
+__device__ __forceinline__ void evaluate_directly(const Work& work, const Shared& shared, int s,
+                                                  const Window& window, bool everywhere, int k0) {
+    const int K = work.p.classes, classes = 4 * work.layout.quads, taps = s == 0 ? 1 : 4;
+    const Tile tile = *shared.tile;
+    const Logits source(work.p, tile.b, s);
+    for (int t = 0; t < kPixels * taps; ++t) {
+        const int tap = t % taps, row = first_row() + t / taps, lane = threadIdx.x % 32;
+        float* to = reinterpret_cast<float*>(shared.values + row * kWindowX + lane);
+        if (tap == 0) {
+            for (int k = 0; k < classes; ++k) to[k / 4 * (4 * kWindow) + k % 4] = 0.0f;
+        }
+        float2 at = make_float2(float(tile.x + lane), float(tile.y + row));
+        if (s > 0) {
+            at = shared.seen[(s - 1) * kTile + row * kTileX + lane];
+            if (everywhere ? at.x < 0.0f : !lies_in(window, at)) continue;
+        }
+        const int left = int(at.x), top = int(at.y), y = top + (tap >> 1), x = left + (tap & 1);
+        if (y >= work.p.near.height || x >= work.p.near.width) continue;
+        const Taps<float> weights{{}, at.x - float(left), at.y - float(top)};
+        const Between at_y = between(work.axis_y, y), at_x = between(work.axis_x, x);
+        float most = -INFINITY, sum = 0.0f;
+        for (int k = 0; k < K; ++k) most = fmaxf(most, upsampled(source, k, at_y, at_x));
+        for (int k = 0; k < K; ++k) sum += power_of_two((upsampled(source, k, at_y, at_x) - most) * kLog2e);
+        const float factor = weights.weight(tap) * reciprocal(sum);
+        for (int k = 0; k < classes && k0 + k < K; ++k) {
+            to[k / 4 * (4 * kWindow) + k % 4] +=
+                factor * power_of_two((upsampled(source, k0 + k, at_y, at_x) - most) * kLog2e);
+        }
+    }
+}
+
+// ---- what a pixel collects ----
+
+using Sums = float4[kPixels][kQuads];
+
+// Adds what the slots of the pixels themselves hold.
+__device__ __forceinline__ void collect_own(int quads, const float4* slot, const float weight[kPixels],
+                                            Sums sum) {
+    for (int q = 0; q < kQuads; ++q) {
+        if (q >= quads) break;
+        for (int i = 0; i < kPixels; ++i) add(sum[i][q], weight[i], slot[q * kWindow + i * kWindowX]);
+    }
+}
+
+// Adds what a neighbour shows. seen: where the pixels of the thread lie in it, kTileX apart. Nearly always
+// each pixel reads one row below that of the pixel above it: then ten taps serve all four instead of sixteen.
+__device__ __forceinline__ void collect(const Shared& shared, int quads, const Window& window,
+                                        const float* inverse, const float2* seen, Sums sum) {
+    float weight[kPixels][4];
+    int top[kPixels], bottom[kPixels];  // slots of the left taps
+    bool any[kPixels];
+    for (int i = 0; i < kPixels; ++i) {
+        const float2 at = seen[i * kTileX];
+        any[i] = lies_in(window, at);
+        const int x = int(at.x), y = int(at.y);
+        top[i] = any[i] ? (y - window.y) * kWindowX + x - window.x : 0;
+        bottom[i] = top[i] + kWindowX;
+        const float a = at.x - float(x), b = at.y - float(y);
+        const float* sums = inverse + top[i];
+        weight[i][0] = any[i] ? (1.0f - a) * (1.0f - b) * sums[0] : 0.0f;
+        weight[i][1] = any[i] ? a * (1.0f - b) * sums[1] : 0.0f;
+        weight[i][2] = any[i] ? (1.0f - a) * b * sums[kWindowX] : 0.0f;
+        weight[i][3] = any[i] ? a * b * sums[kWindowX + 1] : 0.0f;
+    }
+    bool follows[kPixels];  // in the whole warp: the taps above the pixel are those below the one above it
+    for (int i = 0; i < kPixels; ++i) {
+        // A pixel that reads nothing borrows the rows of the pixels around it.
+        if (!any[i] && i > 0) top[i] = bottom[i - 1];
+        if (!any[i]) bottom[i] = i + 1 < kPixels && any[i + 1] ? top[i + 1] : top[i];
+        follows[i] = __all_sync(kAll, i > 0 && top[i] == bottom[i - 1]);
+    }
+    if (!__any_sync(kAll, any[0] || any[1] || any[2] || any[3])) return;
+    for (int q = 0; q < kQuads; ++q) {
+        if (q >= quads) break;
+        const float4* plane = shared.values + q * kWindow;
+        float4 left, right;
+        for (int i = 0; i < kPixels; ++i) {
+            if (!follows[i]) {
+                left = plane[top[i]];
+                right = plane[top[i] + 1];
+            }
+            add(sum[i][q], weight[i][0], left);
+            add(sum[i][q], weight[i][1], right);
+            left = plane[bottom[i]];
+            right = plane[bottom[i] + 1];
+            add(sum[i][q], weight[i][2], left);
+            add(sum[i][q], weight[i][3], right);
+        }
+    }
+}
+
+// The best class so far of the pixels of a thread; kNoLabel and infinity once a sum is no number.
 struct Decision {
     float best[kPixels];
     int label[kPixels];
-    bool valid[kPixels];
 };
 
 __device__ __forceinline__ void decide(const AggregateLabelsParams& p, int k0, const Sums sum,
@@ -52,82 +154,96 @@ __device__ __forceinline__ void decide(const AggregateLabelsParams& p, int k0, c
         if (k0 == 0) {
             made.best[i] = -1.0f;
             made.label[i] = 0;
-            made.valid[i] = true;
         }
-        made.valid[i] &= sum[i][0].x == sum[i][0].x;  // one NaN makes all classes of a softmax NaN
+        if (sum[i][0].x == sum[i][0].x) continue;  // one NaN makes all classes of a softmax NaN
+        made.best[i] = INFINITY;
+        made.label[i] = kNoLabel;
     }
     for (int q = 0; q < kQuads; ++q) {
-        for (int c = 0; c < 4; ++c) {
-            const int k = k0 + 4 * q + c;
-            if (k >= p.classes) break;
-            const float weight = p.weight != nullptr ? p.weight[k] : 1.0f;
-            for (int i = 0; i < kPixels; ++i) {
-                const float4& all = sum[i][q];
-                const float value = weight * (c == 0 ? all.x : c == 1 ? all.y : c == 2 ? all.z : all.w);
-                if (!(value > made.best[i])) continue;
-                made.best[i] = value;
-                made.label[i] = k;
+        const int k = k0 + 4 * q;
+        if (k >= p.classes) break;
+        for (int i = 0; i < kPixels; ++i) {
+            const float4& all = sum[i][q];
+            float value[4] = {all.x, all.y, all.z, all.w};
+            for (int c = 0; c < 4 && p.weight != nullptr; ++c)
+                value[c] = k + c < p.classes ? value[c] * p.weight[k + c] : -INFINITY;
+            // Without weights, what fills up the last four classes is 0, which exceeds nothing.
+            for (int c = 0; c < 4; ++c) {
+                if (!(value[c] > made.best[i])) continue;
+                made.best[i] = value[c];
+                made.label[i] = k + c;
             }
         }
     }
 }
 
-__device__ __forceinline__ void write(const AggregateLabelsParams& p, const Tile& tile, const Decision& made,
-                                      const int frames[kPixels]) {
-    const int x = tile.x + threadIdx.x % 32;
+// best / frames, but for the last bit.
+__device__ __forceinline__ float quotient(float best, int frames) {
+    const float whole = float(frames), near = reciprocal(whole);
+    return best * fmaf(fmaf(-whole, near, 1.0f), near, near);  // exact for 2, 4 and 8
+}
+
+__device__ __forceinline__ void write(const AggregateLabelsParams& p, const Shared& shared,
+                                      const Decision& made) {
+    const Tile tile = *shared.tile;
+    const int x = tile.x + int(threadIdx.x) % 32;
     for (int i = 0; i < kPixels; ++i) {
-        const int y = tile.y + first_row() + i;
-        const bool inside = y < p.near.height && x < p.near.width, valid = inside && made.valid[i];
-        const half confidence = to_half(made.valid[i] ? made.best[i] / float(frames[i]) : 0.0f);
+        const int y = tile.y + first_row() + i, label = made.label[i];
+        const bool inside = y < p.near.height && x < p.near.width;
+        const float2* seen = shared.seen + (first_row() + i) * kTileX + threadIdx.x % 32;
+        int frames = 1;
+        for (int j = 0; j < p.near.neighbours; ++j) frames += seen[j * kTile].x >= 0.0f;
+        const half confidence = to_half(label != kNoLabel ? quotient(made.best[i], frames) : 0.0f);
         if (inside) {
             const int64_t at = (int64_t(tile.b) * p.near.height + y) * p.near.width + x;
-            p.label[at] = made.valid[i] ? uint8_t(made.label[i]) : kNoLabel;
+            p.label[at] = uint8_t(label);
             p.confidence[at] = confidence;
         }
         if (p.histogram == nullptr) continue;
         // Confidences that round to 1 would queue up at one cell: a warp adds equal cells together.
-        const int bin = valid ? bin_of(confidence) : -1,
-                  cell = bin < 0 ? -1 : made.label[i] * kHalfBins + bin;
+        const int bin = inside && label != kNoLabel ? bin_of(confidence) : -1;
+        const int cell = bin < 0 ? -1 : label * kHalfBins + bin;
         const unsigned same = __match_any_sync(kAll, cell);
-        if (cell >= 0 && int(threadIdx.x % 32) == __ffs(int(same)) - 1) count(p, cell, __popc(same));
+        if (cell >= 0 && int(threadIdx.x) % 32 == __ffs(int(same)) - 1) count(p, cell, __popc(same));
     }
 }
 
 // kMany: more classes than are done at once. Then the sums over all of them come first.
 template <bool kMany>
-__global__ void __launch_bounds__(kThreads, 3) aggregate_labels_tile_kernel(Work work) {
+__global__ void __launch_bounds__(kThreads, kBlocks) aggregate_labels_tile_kernel(Work work) {
     const AggregateLabelsParams& p = work.p;
     const Shared shared = shared_memory(work.layout);
     const int across = ceil_div(p.near.width, kTileX), down = ceil_div(p.near.height, kTileY);
-    const Tile tile{int(blockIdx.x) / (across * down), int(blockIdx.x) / across % down * kTileY,
-                    int(blockIdx.x) % across * kTileX};
     const int row = first_row(), lane = threadIdx.x % 32;
-    int frames[kPixels];
-    locate(work, shared, tile, frames);
+    locate(work, shared,
+           {int(blockIdx.x) / (across * down), int(blockIdx.x) / across % down * kTileY,
+            int(blockIdx.x) % across * kTileX});
 
-    unsigned direct = 0;  // bit s: source s is evaluated directly
-    for (int s = 0; s <= p.near.neighbours; ++s) {
+    for (int s = 0; kMany && s <= p.near.neighbours; ++s) {
         const int windows = windows_of(shared.boxes[s]);
-        bool bad = windows > (kMany ? 1 : kMaxWindows);
-        for (int k0 = 0; kMany && windows == 1 && k0 < p.classes; k0 += kClasses) {
+        bool bad = windows > 1;
+        for (int k0 = 0; windows == 1 && k0 < p.classes; k0 += kClasses) {
             const Window window = window_of(shared.boxes[s], 0);
-            stage(work, shared, Logits(p, tile.b, s), window, k0, k0 == 0,
+            stage(work, shared, Logits(p, shared.tile->b, s), window, k0, k0 == 0,
                   shared.largest + s * work.layout.capacity);
             __syncthreads();
-            bad |= __syncthreads_or(evaluate(work, shared, window, shared.inverse + s * kWindow, Pass::sums,
-                                             k0 == 0, k0 + kClasses >= p.classes)) != 0;
+            bad |= __syncthreads_or(evaluate(work, shared, shared.inverse + s * kWindow, Pass::sums, k0 == 0,
+                                             k0 + kClasses >= p.classes)) != 0;
         }
-        direct |= unsigned(bad) << s;
+        __syncthreads();
+        if (bad && threadIdx.x == 0)
+            shared.boxes[s] = make_int4(0, 0, kFar, kFar);  // as if it were that wide
     }
+    if (kMany) __syncthreads();
 
     Decision made;
     for (int k0 = 0; k0 < (kMany ? p.classes : 1); k0 += kClasses) {
         Sums sum = {};
         for (int s = 0; s <= p.near.neighbours; ++s) {
             float* inverse = shared.inverse + (kMany ? s * kWindow : 0);
-            const bool everywhere = direct >> s & 1;
-            const int windows = everywhere ? 1 : windows_of(shared.boxes[s]);
-            for (int i = 0; i < windows; ++i) {
+            const int windows = windows_of(shared.boxes[s]);
+            const bool everywhere = windows > kMaxWindows;
+            for (int i = 0; i < (everywhere ? 1 : windows); ++i) {
                 bool directly = everywhere;
                 if (directly) {
                     __syncthreads();  // all have collected from the source before
@@ -139,15 +255,15 @@ __global__ void __launch_bounds__(kThreads, 3) aggregate_labels_tile_kernel(Work
                         for (int r = 0; r < kPixels; ++r) any |= lies_in(window, seen[r * kTileX]);
                         if (!__syncthreads_or(any)) continue;
                     }
-                    stage(work, shared, Logits(p, tile.b, s), window, k0, !kMany,
+                    stage(work, shared, Logits(p, shared.tile->b, s), window, k0, !kMany,
                           kMany ? shared.largest + s * work.layout.capacity : nullptr);
                     __syncthreads();
                     directly =
-                        __syncthreads_or(evaluate(work, shared, window, inverse,
-                                                  kMany ? Pass::values : Pass::whole, true, true)) != 0;
+                        __syncthreads_or(evaluate(work, shared, inverse, kMany ? Pass::values : Pass::whole,
+                                                  true, true)) != 0;
                 }
                 const Window window = window_of(shared.boxes[s], i);
-                if (directly) evaluate_directly(work, shared, tile, s, window, everywhere, k0);
+                if (directly) evaluate_directly(work, shared, s, window, everywhere, k0);
                 if (directly || s == 0) {
                     const int slot = row * kWindowX + lane;
                     float weight[kPixels];
@@ -162,14 +278,14 @@ __global__ void __launch_bounds__(kThreads, 3) aggregate_labels_tile_kernel(Work
         }
         decide(p, k0, sum, made);
     }
-    write(p, tile, made, frames);
+    write(p, shared, made);
 }
 
 // ---- launching ----
 
 // Low-resolution pixels under n pixels, at most.
 int pixels_under(const Axis& axis, int n) {
-    return std::min(axis.last + 1, int(axis.scale * float(n - 1)) + 3);
+    return std::min(axis.last + 2, int(axis.scale * float(n - 1)) + 3);
 }
 
 Layout layout_of(const AggregateLabelsParams& p, const Axis& axis_y, const Axis& axis_x) {
@@ -186,10 +302,11 @@ Layout layout_of(const AggregateLabelsParams& p, const Axis& axis_y, const Axis&
     take(at.quads * kWindow * sizeof(float4));
     at.inverse = take(sources * kWindow * sizeof(float));
     at.seen = take(J * kTile * sizeof(float2));
-    at.logits = take(at.capacity * at.quads * sizeof(float4));
+    at.logits = take(at.capacity * kClasses * sizeof(float));
     at.largest = take(sources > 1 ? sources * at.capacity * sizeof(float) : 0);
     at.boxes = take((1 + J) * sizeof(int4));
-    at.runs = take((kWindowY + 2) * sizeof(int));
+    at.tile = take(sizeof(Tile));
+    at.plan = take(sizeof(Plan));
     return at;
 }
 

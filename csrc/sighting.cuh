@@ -18,43 +18,45 @@ inline bool planes_in_32_bits(const Neighbourhood& p) {
            plane_in_32_bits(p.neighbour_frames.first.stride, p.height, p.width);
 }
 
+// A plane whose address the compiler takes as given. Otherwise it adds sample, channel and offset anew for
+// every read: five instructions instead of two.
 template <typename T>
-__device__ __forceinline__ Position<float> flow_at(const void* data, int64_t sample, int64_t channel,
-                                                   int offset) {
-    const T* u = static_cast<const T*>(data) + sample;
-    if constexpr (std::is_same_v<T, int16_t>)
-        return {tenths(u[offset]), tenths((u + channel)[offset])};
-    else
-        return {load(u + offset), load(u + channel + offset)};
+__device__ __forceinline__ const T* fixed(const T* plane) {
+#if defined(__CUDA_ARCH__)
+    asm("" : "+l"(plane));
+    __builtin_assume(__isGlobal(plane));
+#endif
+    return plane;
 }
 
-// FlowView::target of flow to neighbour j, with one look at the element type for both channels.
-__device__ __forceinline__ Position<float> target_32(const Stack<FlowView>& flows, int64_t b, int j, int y,
-                                                     int x) {
+// tenths() without the division: the quotient that a product misses by one rounding is put right by its
+// remainder, for every int16.
+__device__ __forceinline__ float tenths_32(int16_t value) {
+    const float whole = value, near = whole * 0.1f;
+    return fmaf(fmaf(-10.0f, near, whole), 0.1f, near);
+}
+
+template <typename T, int kPixels>
+__device__ __forceinline__ void load_flow(const Stack<FlowView>& flows, int64_t b, int j,
+                                          const int (&y)[kPixels], const int (&x)[kPixels],
+                                          Sighting (&seen)[kPixels]) {
     const int64_t* stride = flows.first.stride;
-    const int64_t sample = b * stride[0] + j * flows.step;
-    const int offset = y * int(stride[2]) + x * int(stride[3]);
-    Position<float> flow;
-    switch (flows.first.dtype) {
-        case Dtype::f16:
-            flow = flow_at<half>(flows.first.data, sample, stride[1], offset);
-            break;
-        case Dtype::bf16:
-            flow = flow_at<bfloat16>(flows.first.data, sample, stride[1], offset);
-            break;
-        case Dtype::i16:
-            flow = flow_at<int16_t>(flows.first.data, sample, stride[1], offset);
-            break;
-        default:
-            flow = flow_at<float>(flows.first.data, sample, stride[1], offset);
+    const T* u = fixed(static_cast<const T*>(flows.first.data) + b * stride[0] + j * flows.step);
+    const T* v = fixed(u + stride[1]);
+    for (int i = 0; i < kPixels; ++i) {
+        const int offset = y[i] * int(stride[2]) + x[i] * int(stride[3]);
+        if constexpr (std::is_same_v<T, int16_t>) {
+            seen[i].at = {tenths_32(u[offset]), tenths_32(v[offset])};
+        } else {
+            seen[i].at = {load(u + offset), load(v + offset)};
+        }
     }
-    return {float(x) + flow.x, float(y) + flow.y};
 }
 
 // The four taps of a position inside the frame. Where the right column or the bottom row would lie outside,
 // its weight is 0 and the tap beside it stands for it: whatever is there has been read anyway.
 struct InnerTaps {
-    int offset, right, down;  // of the first, and from it to the others
+    int offset[4];
     float a, b;
 
     VDA_HD float weight(int tap) const { return ((tap & 1) ? a : 1.0f - a) * ((tap & 2) ? b : 1.0f - b); }
@@ -62,33 +64,77 @@ struct InnerTaps {
 
 VDA_HD InnerTaps inner_taps(Position<float> at, int height, int width, int stride_y, int stride_x) {
     const int left = int(at.x), top = int(at.y);  // not negative
-    return {top * stride_y + left * stride_x, left < width - 1 ? stride_x : 0,
-            top < height - 1 ? stride_y : 0, at.x - float(left), at.y - float(top)};
+    const int first = top * stride_y + left * stride_x, right = left < width - 1 ? stride_x : 0,
+              down = top < height - 1 ? stride_y : 0;
+    return {
+        {first, first + right, first + down, first + down + right}, at.x - float(left), at.y - float(top)};
 }
 
 template <typename T>
 VDA_HD float sample_32(const T* plane, const InnerTaps& taps) {
-    const T* first = plane + taps.offset;
-    return taps.weight(0) * load(first) + taps.weight(1) * load(first + taps.right) +
-           taps.weight(2) * load(first + taps.down) + taps.weight(3) * load(first + taps.down + taps.right);
+    float sum = 0;
+    for (int tap = 0; tap < 4; ++tap) sum += taps.weight(tap) * load(plane + taps.offset[tap]);
+    return sum;
 }
 
-// sighting(), wherever planes_in_32_bits.
-__device__ __forceinline__ Sighting sighting_32(const Neighbourhood& p, float limit, int64_t b, int j, int y,
-                                                int x) {
-    const Position<float> at = target_32(p.flows, b, j, y, x);
-    if (!in_frame(at, p.height, p.width)) return {at, false};
+// Adds the squared differences of kChannels channels from c on; all their reads are under way at once.
+template <int kChannels, int kPixels>
+__device__ __forceinline__ void add_errors(const Neighbourhood& p, const float* frame, const float* other,
+                                           int c, const int (&own)[kPixels], const InnerTaps (&taps)[kPixels],
+                                           float (&error)[kPixels]) {
+    float difference[kChannels][kPixels];
+    for (int d = 0; d < kChannels; ++d) {
+        const float* mine = fixed(frame + (c + d) * p.frame.stride[1]);
+        const float* theirs = fixed(other + (c + d) * p.neighbour_frames.first.stride[1]);
+        for (int i = 0; i < kPixels; ++i) difference[d][i] = mine[own[i]] - sample_32(theirs, taps[i]);
+    }
+    for (int d = 0; d < kChannels; ++d) {
+        for (int i = 0; i < kPixels; ++i) error[i] += difference[d][i] * difference[d][i];
+    }
+}
+
+// sighting() of several pixels, wherever planes_in_32_bits. Without branches, so that the reads of all of
+// them are under way at once: what cannot be seen reads the first pixel instead. Pixels outside the frame
+// are not visible.
+template <int kPixels>
+__device__ __forceinline__ void sight(const Neighbourhood& p, float limit, int64_t b, int j,
+                                      int (&y)[kPixels], int (&x)[kPixels], Sighting (&seen)[kPixels]) {
+    bool exists[kPixels];
+    for (int i = 0; i < kPixels; ++i) {
+        exists[i] = y[i] < p.height && x[i] < p.width;
+        y[i] = min(y[i], p.height - 1);
+        x[i] = min(x[i], p.width - 1);
+    }
+    switch (p.flows.first.dtype) {
+        case Dtype::f16:
+            load_flow<half>(p.flows, b, j, y, x, seen);
+            break;
+        case Dtype::bf16:
+            load_flow<bfloat16>(p.flows, b, j, y, x, seen);
+            break;
+        case Dtype::i16:
+            load_flow<int16_t>(p.flows, b, j, y, x, seen);
+            break;
+        default:
+            load_flow<float>(p.flows, b, j, y, x, seen);
+    }
     const int64_t* stride = p.neighbour_frames.first.stride;
-    const InnerTaps taps = inner_taps(at, p.height, p.width, int(stride[2]), int(stride[3]));
     const float* other = nth<float>(p.neighbour_frames, j, b);
     const float* frame = static_cast<const float*>(p.frame.data) + b * p.frame.stride[0];
-    const int own = y * int(p.frame.stride[2]) + x * int(p.frame.stride[3]);
-    float error = 0;
-    for (int c = 0; c < p.channels; ++c, frame += p.frame.stride[1], other += stride[1]) {
-        const float difference = frame[own] - sample_32(other, taps);
-        error += difference * difference;
+    int own[kPixels];
+    InnerTaps taps[kPixels];
+    float error[kPixels] = {};
+    for (int i = 0; i < kPixels; ++i) {
+        own[i] = y[i] * int(p.frame.stride[2]) + x[i] * int(p.frame.stride[3]);
+        seen[i].at = {float(x[i]) + seen[i].at.x, float(y[i]) + seen[i].at.y};
+        seen[i].visible = exists[i] && in_frame(seen[i].at, p.height, p.width);
+        if (!seen[i].visible) seen[i].at = {0.0f, 0.0f};
+        taps[i] = inner_taps(seen[i].at, p.height, p.width, int(stride[2]), int(stride[3]));
     }
-    return {at, error < limit};
+    int c = 0;
+    for (; c + 3 <= p.channels; c += 3) add_errors<3>(p, frame, other, c, own, taps, error);
+    for (; c < p.channels; ++c) add_errors<1>(p, frame, other, c, own, taps, error);
+    for (int i = 0; i < kPixels; ++i) seen[i].visible &= error[i] < limit;
 }
 
 }  // namespace vda
