@@ -20,8 +20,8 @@ inline bool planes_in_32_bits(const Neighbourhood& p) {
 
 // A plane whose address the compiler takes as given. Otherwise it adds sample, channel and offset anew for
 // every read: five instructions instead of two.
-template <typename T>
-__device__ __forceinline__ const T* fixed(const T* plane) {
+template <typename Pointer>
+__device__ __forceinline__ Pointer fixed(Pointer plane) {
 #if defined(__CUDA_ARCH__)
     asm("" : "+l"(plane));
     __builtin_assume(__isGlobal(plane));
