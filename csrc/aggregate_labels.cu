@@ -39,6 +39,49 @@ __global__ void aggregate_labels_kernel(AggregateLabelsParams p, float limit) {
 
 using namespace tiled;
 
+// ---- the frame itself ----
+
+using Sums = float4[kPixels][kQuads];
+
+// Softmax of the staged classes at the pixels of the thread, straight into its sums. inverse: of the sums
+// over all classes where they are known, else null. Returns whether they can be trusted, as evaluate().
+__device__ __forceinline__ bool evaluate_own(const Work& work, const Shared& shared, const float* inverse,
+                                             Sums sum) {
+    const Plan& plan = shared.plans[0];
+    const Region region = plan.region;
+    const int lane = threadIdx.x % 32, slot = first_row() * kWindowX + lane;
+    const Between at_x = between(work.axis_x, min(plan.window.x + lane, work.p.near.width - 1));
+    const float4* corner[kPixels];
+    float share[kPixels], total[kPixels] = {};
+    for (int i = 0; i < kPixels; ++i) {
+        const int y = min(plan.window.y + first_row() + i, work.p.near.height - 1);
+        const int low = between(work.axis_y, y).low;
+        const int at = (low - region.row) * region.columns + at_x.low - region.column;
+        corner[i] = reinterpret_cast<const float4*>(shared.logits) + at * kQuads;
+        share[i] = share_of(work.axis_y, float(y), low);
+    }
+    for (int q = 0; q < kQuads; ++q) {
+        if (q >= work.layout.quads) break;
+        Line line;
+        for (int i = 0; i < kPixels; ++i) {
+            if (i == 0 || corner[i] != corner[i - 1])
+                line = line_of(corner[i] + q, corner[i] + region.columns * kQuads + q, at_x.share);
+            sum[i][q] = exponentials(line, share[i]);
+            total[i] += (sum[i][q].x + sum[i][q].y) + (sum[i][q].z + sum[i][q].w);
+        }
+    }
+    bool good = true;
+    for (int i = 0; i < kPixels; ++i) {
+        const float factor = inverse != nullptr ? inverse[slot + i * kWindowX] : reciprocal(total[i]);
+        good &= inverse != nullptr || total[i] >= kLeastSum;
+        for (int q = 0; q < kQuads; ++q) {
+            const float4 value = sum[i][q];
+            sum[i][q] = make_float4(factor * value.x, factor * value.y, factor * value.z, factor * value.w);
+        }
+    }
+    return good;
+}
+
 // ---- without a window ----
 
 __device__ __forceinline__ float upsampled(const Logits& source, int k, const Between& y, const Between& x) {
@@ -84,27 +127,26 @@ __device__ __forceinline__ void evaluate_directly(const Work& work, const Shared
 
 // ---- what a pixel collects ----
 
-using Sums = float4[kPixels][kQuads];
-
-// Adds what the slots of the pixels themselves hold.
-__device__ __forceinline__ void collect_own(int quads, const float4* slot, const float weight[kPixels],
-                                            Sums sum) {
+// Adds what evaluate_directly() left in the slots of the pixels.
+__device__ __forceinline__ void collect_own(const Shared& shared, int quads, Sums sum) {
+    const float4* slot = shared.values + first_row() * kWindowX + threadIdx.x % 32;
     for (int q = 0; q < kQuads; ++q) {
         if (q >= quads) break;
-        for (int i = 0; i < kPixels; ++i) add(sum[i][q], weight[i], slot[q * kWindow + i * kWindowX]);
+        for (int i = 0; i < kPixels; ++i) add(sum[i][q], 1.0f, slot[q * kWindow + i * kWindowX]);
     }
 }
 
-// Adds what a neighbour shows. seen: where the pixels of the thread lie in it, kTileX apart. Nearly always
-// each pixel reads one row below that of the pixel above it: then ten taps serve all four instead of sixteen.
-__device__ __forceinline__ void collect(const Shared& shared, int quads, const Window& window,
+// Adds what a window of a neighbour shows, which holds all taps if `all`. seen: where the pixels of the
+// thread lie in the neighbour, kTileX apart. Nearly always each pixel reads one row below that of the pixel
+// above it: then ten taps serve all four instead of sixteen.
+__device__ __forceinline__ void collect(const Shared& shared, int quads, const Window& window, bool all,
                                         const float* inverse, const float2* seen, Sums sum) {
     float weight[kPixels][4];
     int top[kPixels], bottom[kPixels];  // slots of the left taps
     bool any[kPixels];
     for (int i = 0; i < kPixels; ++i) {
         const float2 at = seen[i * kTileX];
-        any[i] = lies_in(window, at);
+        any[i] = at.x >= 0.0f && (all || lies_in(window, at));
         const int x = int(at.x), y = int(at.y);
         top[i] = any[i] ? (y - window.y) * kWindowX + x - window.x : 0;
         bottom[i] = top[i] + kWindowX;
@@ -210,75 +252,86 @@ __device__ __forceinline__ void write(const AggregateLabelsParams& p, const Shar
 
 // kMany: more classes than are done at once. Then the sums over all of them come first.
 template <bool kMany>
-__global__ void __launch_bounds__(kThreads, kBlocks) aggregate_labels_tile_kernel(Work work) {
-    const AggregateLabelsParams& p = work.p;
-    const Shared shared = shared_memory(work.layout);
-    const int across = ceil_div(p.near.width, kTileX), down = ceil_div(p.near.height, kTileY);
-    const int row = first_row(), lane = threadIdx.x % 32;
-    locate(work, shared,
-           {int(blockIdx.x) / (across * down), int(blockIdx.x) / across % down * kTileY,
-            int(blockIdx.x) % across * kTileX});
-
-    for (int s = 0; kMany && s <= p.near.neighbours; ++s) {
-        const int windows = windows_of(shared.boxes[s]);
+__device__ __forceinline__ void add_up(const Work& work, const Shared& shared) {
+    for (int s = 0; s <= work.p.near.neighbours; ++s) {
+        const int windows = windows_of(shared.boxes[s]), K = work.p.classes;
         bool bad = windows > 1;
-        for (int k0 = 0; windows == 1 && k0 < p.classes; k0 += kClasses) {
-            const Window window = window_of(shared.boxes[s], 0);
-            stage(work, shared, Logits(p, shared.tile->b, s), window, k0, k0 == 0,
-                  shared.largest + s * work.layout.capacity);
+        for (int k0 = 0; windows == 1 && k0 < K; k0 += kClasses) {
+            stage(work, shared, shared.plans[s], k0, k0 == 0, shared.largest + s * work.layout.capacity);
             __syncthreads();
-            bad |= __syncthreads_or(evaluate(work, shared, shared.inverse + s * kWindow, Pass::sums, k0 == 0,
-                                             k0 + kClasses >= p.classes)) != 0;
+            bad |= __syncthreads_or(evaluate(work, shared, shared.plans[s], shared.inverse + s * kWindow,
+                                             Pass::sums, k0 == 0, k0 + kClasses >= K)) != 0;
         }
         __syncthreads();
         if (bad && threadIdx.x == 0)
             shared.boxes[s] = make_int4(0, 0, kFar, kFar);  // as if it were that wide
     }
-    if (kMany) __syncthreads();
+    __syncthreads();
+}
+
+// Adds neighbour s - 1.
+template <bool kMany>
+__device__ __forceinline__ void add_neighbour(const Work& work, const Shared& shared, int s, int k0,
+                                              Sums sum) {
+    float* inverse = shared.inverse + (kMany ? s * kWindow : 0);
+    const float2* seen = shared.seen + (s - 1) * kTile + first_row() * kTileX + threadIdx.x % 32;
+    const int windows = windows_of(shared.boxes[s]);
+    const bool everywhere = windows > kMaxWindows;
+    for (int i = 0; i < (everywhere ? 1 : windows); ++i) {
+        bool directly = everywhere;
+        if (i > 0) {
+            const Window window = window_of(shared.boxes[s], i);
+            bool any = false;
+            for (int r = 0; r < kPixels; ++r) any |= lies_in(window, seen[r * kTileX]);
+            if (!__syncthreads_or(any)) continue;
+            if (threadIdx.x < 32) make_plan(work, shared, s, i);
+        }
+        if (i > 0 || directly) __syncthreads();
+        if (!directly) {
+            stage(work, shared, shared.plans[s], k0, !kMany,
+                  kMany ? shared.largest + s * work.layout.capacity : nullptr);
+            __syncthreads();
+            directly = __syncthreads_or(evaluate(work, shared, shared.plans[s], inverse,
+                                                 kMany ? Pass::values : Pass::whole, true, true)) != 0;
+        }
+        const Window window = window_of(shared.boxes[s], i);
+        if (directly) {
+            evaluate_directly(work, shared, s, window, everywhere, k0);
+            collect_own(shared, work.layout.quads, sum);
+        } else {
+            collect(shared, work.layout.quads, window, windows == 1, inverse, seen, sum);
+        }
+    }
+}
+
+template <bool kMany>
+__global__ void __launch_bounds__(kThreads, kBlocks) aggregate_labels_tile_kernel(Work work) {
+    const Shared shared = shared_memory(work.layout);
+    const int sources = 1 + work.p.near.neighbours;
+    locate(work, shared, {int(blockIdx.z), int(blockIdx.y) * kTileY, int(blockIdx.x) * kTileX});
+    for (int s = threadIdx.x / 32; s < sources; s += kThreads / 32) make_plan(work, shared, s, 0);
+    __syncthreads();
+    if (kMany) add_up<kMany>(work, shared);
 
     Decision made;
-    for (int k0 = 0; k0 < (kMany ? p.classes : 1); k0 += kClasses) {
+    for (int k0 = 0; k0 < (kMany ? work.p.classes : 1); k0 += kClasses) {
         Sums sum = {};
-        for (int s = 0; s <= p.near.neighbours; ++s) {
-            float* inverse = shared.inverse + (kMany ? s * kWindow : 0);
-            const int windows = windows_of(shared.boxes[s]);
-            const bool everywhere = windows > kMaxWindows;
-            for (int i = 0; i < (everywhere ? 1 : windows); ++i) {
-                bool directly = everywhere;
-                if (directly) {
-                    __syncthreads();  // all have collected from the source before
-                } else {
-                    const Window window = window_of(shared.boxes[s], i);
-                    if (windows > 1) {
-                        const float2* seen = shared.seen + (s - 1) * kTile + row * kTileX + lane;
-                        bool any = false;
-                        for (int r = 0; r < kPixels; ++r) any |= lies_in(window, seen[r * kTileX]);
-                        if (!__syncthreads_or(any)) continue;
-                    }
-                    stage(work, shared, Logits(p, shared.tile->b, s), window, k0, !kMany,
-                          kMany ? shared.largest + s * work.layout.capacity : nullptr);
-                    __syncthreads();
-                    directly =
-                        __syncthreads_or(evaluate(work, shared, inverse, kMany ? Pass::values : Pass::whole,
-                                                  true, true)) != 0;
-                }
-                const Window window = window_of(shared.boxes[s], i);
-                if (directly) evaluate_directly(work, shared, s, window, everywhere, k0);
-                if (directly || s == 0) {
-                    const int slot = row * kWindowX + lane;
-                    float weight[kPixels];
-                    for (int r = 0; r < kPixels; ++r)
-                        weight[r] = directly ? 1.0f : inverse[slot + r * kWindowX];
-                    collect_own(work.layout.quads, shared.values + slot, weight, sum);
-                } else {
-                    collect(shared, work.layout.quads, window, inverse,
-                            shared.seen + (s - 1) * kTile + row * kTileX + lane, sum);
-                }
+        bool directly = kMany && windows_of(shared.boxes[0]) > kMaxWindows;
+        if (!directly) stage(work, shared, shared.plans[0], k0, !kMany, kMany ? shared.largest : nullptr);
+        __syncthreads();
+        if (!directly) directly = !evaluate_own(work, shared, kMany ? shared.inverse : nullptr, sum);
+        if (directly) {
+            evaluate_directly(work, shared, 0, shared.plans[0].window, true, k0);
+            for (int i = 0; i < kPixels; ++i) {
+                for (int q = 0; q < kQuads; ++q) sum[i][q] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
             }
+            collect_own(shared, work.layout.quads, sum);
         }
-        decide(p, k0, sum, made);
+        __syncthreads();
+        for (int s = 1; s < sources; ++s) add_neighbour<kMany>(work, shared, s, k0, sum);
+        decide(work.p, k0, sum, made);
     }
-    write(p, shared, made);
+    write(work.p, shared, made);
 }
 
 // ---- launching ----
@@ -306,7 +359,7 @@ Layout layout_of(const AggregateLabelsParams& p, const Axis& axis_y, const Axis&
     at.largest = take(sources > 1 ? sources * at.capacity * sizeof(float) : 0);
     at.boxes = take((1 + J) * sizeof(int4));
     at.tile = take(sizeof(Tile));
-    at.plan = take(sizeof(Plan));
+    at.plans = take((1 + J) * sizeof(Plan));
     return at;
 }
 
@@ -348,17 +401,17 @@ int aggregate_labels_cuda(const AggregateLabelsParams& p, void* stream) {
               not_below<float>(p.near.limit),
               {}};
     work.layout = layout_of(p, work.axis_y, work.axis_x);
-    const int64_t tiles = p.batch * ceil_div(p.near.height, kTileY) * ceil_div(p.near.width, kTileX);
-    if (tiles > INT32_MAX) return kBadSize;
+    const dim3 grid(unsigned(ceil_div(p.near.width, kTileX)), unsigned(ceil_div(p.near.height, kTileY)),
+                    unsigned(std::min<int64_t>(p.batch, kMaxGridYZ)));
     int most = 0;
     const int code = most_shared_bytes(&most);
     if (code != cudaSuccess) return code;
-    // Logits of far more pixels than the result has: too many of them lie under a window.
-    if (work.layout.bytes > most || !in_32_bits(p)) return aggregate_labels_naive_cuda(p, stream);
+    // Where logits have far more pixels than the result, too many of them lie under a window.
+    if (work.layout.bytes > most || !in_32_bits(p) || grid.y > unsigned(kMaxGridYZ) || p.batch > kMaxGridYZ)
+        return aggregate_labels_naive_cuda(p, stream);
     const auto kernel =
         p.classes > kClasses ? aggregate_labels_tile_kernel<true> : aggregate_labels_tile_kernel<false>;
-    return launch(kernel, dim3(unsigned(tiles), 1, 1), dim3(kThreads, 1, 1), size_t(work.layout.bytes),
-                  stream, work);
+    return launch(kernel, grid, dim3(kThreads, 1, 1), size_t(work.layout.bytes), stream, work);
 }
 
 }  // namespace vda

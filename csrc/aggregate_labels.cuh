@@ -43,7 +43,7 @@ struct Layout {
     int quads;     // of classes that are done at once, at most kQuads
     int sums;      // planes of sums: 1, or with more than kClasses classes one per source
     int capacity;  // low-resolution pixels under a window, at most
-    int inverse, seen, logits, largest, boxes, tile, plan, bytes;  // offsets in shared memory, and its size
+    int inverse, seen, logits, largest, boxes, tile, plans, bytes;  // offsets in shared memory, and its size
 };
 struct Work {
     AggregateLabelsParams p;
@@ -67,38 +67,6 @@ struct Window {
 struct Region {
     int row, column, rows, columns;
 };
-
-// How the next evaluation goes about it.
-struct Plan {
-    Window window;
-    Region region;
-    int runs;                 // of rows that lie between the same two low-resolution rows,
-    int first[kWindowY + 1];  // their first rows, and the end
-    int reciprocal;           // of window.columns, times 2^16, rounded up
-};
-
-struct Shared {
-    float4* values;  // [quads, kWindow]: exponentials, not yet divided by their sum
-    float* inverse;  // [sums, kWindow]: 1 / that sum
-    float2* seen;    // [J, kTile]: where a pixel lies in the neighbour; x < 0 where it is not seen
-    float* logits;   // [capacity, kClasses]: low resolution, less the maximum of the pixel, times log2(e)
-    float* largest;  // [1 + J, capacity]: the maxima, with more than kClasses classes
-    int4* boxes;     // [1 + J]: first row, first column, last row, last column that the tile reads
-    Tile* tile;      // kept here, out of registers
-    Plan* plan;
-};
-
-__device__ __forceinline__ Shared shared_memory(const Layout& at) {
-    char* base = dynamic_shared<char>();
-    return {reinterpret_cast<float4*>(base),
-            reinterpret_cast<float*>(base + at.inverse),
-            reinterpret_cast<float2*>(base + at.seen),
-            reinterpret_cast<float*>(base + at.logits),
-            reinterpret_cast<float*>(base + at.largest),
-            reinterpret_cast<int4*>(base + at.boxes),
-            reinterpret_cast<Tile*>(base + at.tile),
-            reinterpret_cast<Plan*>(base + at.plan)};
-}
 
 // The low-resolution logits [K, h, w] of source s: 0 is the frame itself, 1 + j its neighbour j.
 struct Logits {
@@ -128,6 +96,39 @@ struct Logits {
         }
     }
 };
+
+// How a window of a source is evaluated.
+struct Plan {
+    Logits source;
+    Window window;
+    Region region;
+    int runs;                 // of rows that lie between the same two low-resolution rows,
+    int first[kWindowY + 1];  // their first rows, and the end
+    int reciprocal;           // of window.columns, times 2^16, rounded up
+};
+
+struct Shared {
+    float4* values;  // [quads, kWindow]: exponentials, not yet divided by their sum
+    float* inverse;  // [sums, kWindow]: 1 / that sum
+    float2* seen;    // [J, kTile]: where a pixel lies in the neighbour; x < 0 where it is not seen
+    float* logits;   // [capacity, kClasses]: low resolution, less the maximum of the pixel, times log2(e)
+    float* largest;  // [1 + J, capacity]: the maxima, with more than kClasses classes
+    int4* boxes;     // [1 + J]: first row, first column, last row, last column that the tile reads
+    Tile* tile;      // kept here, out of registers
+    Plan* plans;     // [1 + J]
+};
+
+__device__ __forceinline__ Shared shared_memory(const Layout& at) {
+    char* base = dynamic_shared<char>();
+    return {reinterpret_cast<float4*>(base),
+            reinterpret_cast<float*>(base + at.inverse),
+            reinterpret_cast<float2*>(base + at.seen),
+            reinterpret_cast<float*>(base + at.logits),
+            reinterpret_cast<float*>(base + at.largest),
+            reinterpret_cast<int4*>(base + at.boxes),
+            reinterpret_cast<Tile*>(base + at.tile),
+            reinterpret_cast<Plan*>(base + at.plans)};
+}
 
 // A box is read through windows that overlap by one row or column, so that all taps of a pixel lie in one.
 __device__ __forceinline__ int windows_along(int first, int last, int size) {
@@ -243,24 +244,24 @@ __device__ __forceinline__ void locate(const Work& work, const Shared& shared, c
 
 // ---- the softmax of a window ----
 
-// First warp only.
-__device__ __forceinline__ void make_plan(const Work& work, Plan* plan, const Window& window,
-                                          const Region& region) {
-    const int row = threadIdx.x, y = window.y + row, low = between(work.axis_y, y).low;
+// Plan of window i of source s. One whole warp.
+__device__ __forceinline__ void make_plan(const Work& work, const Shared& shared, int s, int i) {
+    const Window window = window_of(shared.boxes[s], i);
+    const int row = threadIdx.x % 32, y = window.y + row, low = between(work.axis_y, y).low;
     const bool inside = row < window.rows;
     const bool edge = row == 0 || low != between(work.axis_y, y - 1).low || y == work.p.near.height;
     const unsigned below = (2u << row) - 1, edges = __ballot_sync(kAll, inside && edge);
     const int in_band = row - (31 - __clz(int(edges & below)));
-    unsigned starts = __ballot_sync(kAll, inside && in_band % kRun == 0);
-    if (2 * __popc(starts) * window.columns <= kThreads + 32)  // else half of the threads would wait
-        starts = __ballot_sync(kAll, inside && in_band % (kRun / 2) == 0);
-    if (starts >> row & 1) plan->first[__popc(starts & below) - 1] = row;
+    const unsigned starts = __ballot_sync(kAll, inside && in_band % kRun == 0);
+    Plan& plan = shared.plans[s];
+    if (starts >> row & 1) plan.first[__popc(starts & below) - 1] = row;
     if (row > 0) return;
-    plan->window = window;
-    plan->region = region;
-    plan->runs = __popc(starts);
-    plan->first[__popc(starts)] = window.rows;
-    plan->reciprocal = ((1 << 16) + window.columns - 1) / window.columns;
+    plan.source = Logits(work.p, shared.tile->b, s);
+    plan.window = window;
+    plan.region = region_of(work, window);
+    plan.runs = __popc(starts);
+    plan.first[plan.runs] = window.rows;
+    plan.reciprocal = ((1 << 16) + window.columns - 1) / window.columns;
 }
 
 // What one of the kStagers threads of a low-resolution pixel reads of the classes [k0, k0 + kClasses):
@@ -290,10 +291,11 @@ __device__ __forceinline__ void load_share(const Logits& source, int k0, int cla
 // Low-resolution logits of classes [k0, k0 + 4 quads), relative to the maximum over all classes. That is
 // found here and kept in the plane `largest`, if there is one; without `find` it is taken from there.
 // Neighbouring threads read neighbouring pixels of a plane, and neighbouring classes of channels-last logits.
-// Also makes the plan. Whole block; a barrier has to follow.
-__device__ __forceinline__ void stage(const Work& work, const Shared& shared, const Logits& source,
-                                      const Window& window, int k0, bool find, float* largest) {
-    const Region region = region_of(work, window);
+// Whole block; a barrier has to follow.
+__device__ __forceinline__ void stage(const Work& work, const Shared& shared, const Plan& plan, int k0,
+                                      bool find, float* largest) {
+    const Logits source = plan.source;
+    const Region region = plan.region;
     const int n = region.rows * region.columns, first = threadIdx.x % kStagers, K = work.p.classes;
     for (int from = 0; from < n; from += kThreads / kStagers) {  // whole warps, for the shuffles
         const int pixel = from + int(threadIdx.x) / kStagers, i = min(pixel, n - 1), row = i / region.columns;
@@ -321,7 +323,25 @@ __device__ __forceinline__ void stage(const Work& work, const Shared& shared, co
             to[m * kStagers] = relative < kLowest ? kLowest : relative;  // NaN stays
         }
     }
-    if (threadIdx.x < 32) make_plan(work, shared.plan, window, region);
+}
+
+// The logits around a column of full-resolution pixels, between two low-resolution rows: a + share slope.
+struct Line {
+    float4 a, slope;
+};
+__device__ __forceinline__ Line line_of(const float4* top, const float4* bottom, float share) {
+    const float4 a = mix(top[0], top[kQuads], share), z = mix(bottom[0], bottom[kQuads], share);
+    return {a, make_float4(z.x - a.x, z.y - a.y, z.z - a.z, z.w - a.w)};
+}
+__device__ __forceinline__ float4 exponentials(const Line& line, float share) {
+    float4 at = line.a;
+    add(at, share, line.slope);
+    return make_float4(power_of_two(at.x), power_of_two(at.y), power_of_two(at.z), power_of_two(at.w));
+}
+
+// between(axis, i).share, low being known. Beyond the last low-resolution pixel the slope is 0.
+__device__ __forceinline__ float share_of(const Axis& axis, float i, int low) {
+    return fmaxf(axis.scale * i + axis.shift, 0.0f) - float(low);
 }
 
 enum class Pass { whole, sums, values };
@@ -331,9 +351,8 @@ enum class Pass { whole, sums, values };
 // FMA beside itself. Pass::sums only adds them up over the blocks of classes, first to last, and
 // Pass::values takes the sums as done. Returns whether a sum is no number or too small to trust: then the
 // window must not be used.
-__device__ __forceinline__ bool evaluate(const Work& work, const Shared& shared, float* inverse, Pass pass,
-                                         bool first, bool last) {
-    const Plan& plan = *shared.plan;
+__device__ __forceinline__ bool evaluate(const Work& work, const Shared& shared, const Plan& plan,
+                                         float* inverse, Pass pass, bool first, bool last) {
     const Window window = plan.window;
     const Region region = plan.region;
     const int quads = work.layout.quads, n = plan.runs * window.columns;
@@ -356,23 +375,13 @@ __device__ __forceinline__ bool evaluate(const Work& work, const Shared& shared,
         const float4* top = reinterpret_cast<const float4*>(shared.logits) + corner * kQuads;
         const float4* bottom = top + region.columns * kQuads;
         float share[kRun], sum[kRun] = {};
-        for (int r = 0; r < kRun; ++r) {  // between(); beyond the last low-resolution row the slope is 0
-            const float unlimited = work.axis_y.scale * (float(y) + float(r)) + work.axis_y.shift;
-            share[r] = fmaxf(unlimited, 0.0f) - float(at_y.low);
-        }
+        for (int r = 0; r < kRun; ++r) share[r] = share_of(work.axis_y, float(y) + float(r), at_y.low);
         for (int q = 0; q < quads; ++q) {
-            const float4 a = mix(top[q], top[q + kQuads], at_x.share);
-            const float4 z = mix(bottom[q], bottom[q + kQuads], at_x.share);
-            const float4 slope = make_float4(z.x - a.x, z.y - a.y, z.z - a.z, z.w - a.w);
+            const Line line = line_of(top + q, bottom + q, at_x.share);
             for (int r = 0; r < kRun; r += kTogether) {
                 if (r >= rows) break;
                 float4 at[kTogether];
-                for (int t = 0; t < kTogether; ++t) {
-                    at[t] = a;
-                    add(at[t], share[r + t], slope);
-                    at[t] = make_float4(power_of_two(at[t].x), power_of_two(at[t].y), power_of_two(at[t].z),
-                                        power_of_two(at[t].w));
-                }
+                for (int t = 0; t < kTogether; ++t) at[t] = exponentials(line, share[r + t]);
                 for (int t = 0; t < kTogether; ++t) {
                     sum[r + t] += (at[t].x + at[t].y) + (at[t].z + at[t].w);
                     if (pass != Pass::sums && r + t < rows) to[q * kWindow + (r + t) * kWindowX] = at[t];
