@@ -1,6 +1,22 @@
 // CUDA kernels of aggregate_labels.h: the readable one, a thread per pixel that evaluates the softmax of
-// every tap anew, 1 + 4 J of them; and the tiled one, a block per tile.
-#include "aggregate_labels.cuh"
+// every tap anew, 1 + 4 J of them; and the tiled one.
+//
+// A block of the tiled kernel owns 32 x 16 pixels and finds where they are seen in the neighbours
+// (locate). Neighbouring pixels share nearly all taps, so the softmax of a neighbour is evaluated once for
+// every pixel of the box that holds the taps of the tile, 34 x 18 of them or 1.2 per pixel where the flow is
+// smooth, and stays in shared memory: low-resolution logits are staged there less their maximum (stage),
+// every exponential of a column of the box costs one FMA and one ex2 (evaluate), and the pixels collect four
+// taps each (collect). A larger box is read through several windows; taps that are all over the neighbour,
+// and logits that float32 exponentials cannot hold apart, are evaluated one by one (evaluate_directly).
+//
+// Per pixel with K = 19 (which counts as 20), two neighbours and logits at 1/8, counted in the code for 9.0:
+// 68 ex2, some 480 other float operations and 1340 instructions in all; 890 bytes through shared memory; 59
+// bytes of device memory (flow 16, colours 36, logits 4, label and confidence 3). For 1024x2048 on 132
+// multiprocessors at 1.83 GHz that is 37 us of ex2 (16 a clock), 60 us of shared memory (128 bytes a
+// clock), 29 us of device memory at 4.3 TB/s, and 90 us of issue slots (4 warps a clock), which are the
+// bound. Registers (168) and shared memory (75 KB with J = 2) allow three blocks a multiprocessor there; they
+// are seldom in the same phase and so share what the phases need in turn.
+#include "aggregate_labels_softmax.cuh"
 
 namespace vda {
 namespace {
@@ -39,92 +55,6 @@ __global__ void aggregate_labels_kernel(AggregateLabelsParams p, float limit) {
 
 using namespace tiled;
 
-// ---- the frame itself ----
-
-using Sums = float4[kPixels][kQuads];
-
-// Softmax of the staged classes at the pixels of the thread, straight into its sums. inverse: of the sums
-// over all classes where they are known, else null. Returns whether they can be trusted, as evaluate().
-__device__ __forceinline__ bool evaluate_own(const Work& work, const Shared& shared, const float* inverse,
-                                             Sums sum) {
-    const Plan& plan = shared.plans[0];
-    const Region region = plan.region;
-    const int lane = threadIdx.x % 32, slot = first_row() * kWindowX + lane;
-    const Between at_x = between(work.axis_x, min(plan.window.x + lane, work.p.near.width - 1));
-    const float4* corner[kPixels];
-    float share[kPixels], total[kPixels] = {};
-    for (int i = 0; i < kPixels; ++i) {
-        const int y = min(plan.window.y + first_row() + i, work.p.near.height - 1);
-        const int low = between(work.axis_y, y).low;
-        const int at = (low - region.row) * region.columns + at_x.low - region.column;
-        corner[i] = reinterpret_cast<const float4*>(shared.logits) + at * kQuads;
-        share[i] = share_of(work.axis_y, float(y), low);
-    }
-    for (int q = 0; q < kQuads; ++q) {
-        if (q >= work.layout.quads) break;
-        Line line;
-        for (int i = 0; i < kPixels; ++i) {
-            if (i == 0 || corner[i] != corner[i - 1])
-                line = line_of(corner[i] + q, corner[i] + region.columns * kQuads + q, at_x.share);
-            sum[i][q] = exponentials(line, share[i]);
-            total[i] += (sum[i][q].x + sum[i][q].y) + (sum[i][q].z + sum[i][q].w);
-        }
-    }
-    bool good = true;
-    for (int i = 0; i < kPixels; ++i) {
-        const float factor = inverse != nullptr ? inverse[slot + i * kWindowX] : reciprocal(total[i]);
-        good &= inverse != nullptr || total[i] >= kLeastSum;
-        for (int q = 0; q < kQuads; ++q) {
-            const float4 value = sum[i][q];
-            sum[i][q] = make_float4(factor * value.x, factor * value.y, factor * value.z, factor * value.w);
-        }
-    }
-    return good;
-}
-
-// ---- without a window ----
-
-__device__ __forceinline__ float upsampled(const Logits& source, int k, const Between& y, const Between& x) {
-    const int top = y.low * source.row_stride, bottom = y.high * source.row_stride;
-    const int low = x.low * source.column_stride, high = x.high * source.column_stride;
-    return mixed(mixed(source.at(k, top + low), source.at(k, top + high), x.share),
-                 mixed(source.at(k, bottom + low), source.at(k, bottom + high), x.share), y.share);
-}
-
-// What to do where evaluate() says so, where a neighbour is read in too many places, and where a logit is
-// not finite: the pixels of the thread, one tap after the other from the low-resolution logits, as in
-// aggregate_labels_pixel. Their sums go to their slots in `values`, as if this were the window.
-__device__ __forceinline__ void evaluate_directly(const Work& work, const Shared& shared, int s,
-                                                  const Window& window, bool everywhere, int k0) {
-    const int K = work.p.classes, classes = 4 * work.layout.quads, taps = s == 0 ? 1 : 4;
-    const Tile tile = *shared.tile;
-    const Logits source(work.p, tile.b, s);
-    for (int t = 0; t < kPixels * taps; ++t) {
-        const int tap = t % taps, row = first_row() + t / taps, lane = threadIdx.x % 32;
-        float* to = reinterpret_cast<float*>(shared.values + row * kWindowX + lane);
-        if (tap == 0) {
-            for (int k = 0; k < classes; ++k) to[k / 4 * (4 * kWindow) + k % 4] = 0.0f;
-        }
-        float2 at = make_float2(float(tile.x + lane), float(tile.y + row));
-        if (s > 0) {
-            at = shared.seen[(s - 1) * kTile + row * kTileX + lane];
-            if (everywhere ? at.x < 0.0f : !lies_in(window, at)) continue;
-        }
-        const int left = int(at.x), top = int(at.y), y = top + (tap >> 1), x = left + (tap & 1);
-        if (y >= work.p.near.height || x >= work.p.near.width) continue;
-        const Taps<float> weights{{}, at.x - float(left), at.y - float(top)};
-        const Between at_y = between(work.axis_y, y), at_x = between(work.axis_x, x);
-        float most = -INFINITY, sum = 0.0f;
-        for (int k = 0; k < K; ++k) most = fmaxf(most, upsampled(source, k, at_y, at_x));
-        for (int k = 0; k < K; ++k) sum += power_of_two((upsampled(source, k, at_y, at_x) - most) * kLog2e);
-        const float factor = weights.weight(tap) * reciprocal(sum);
-        for (int k = 0; k < classes && k0 + k < K; ++k) {
-            to[k / 4 * (4 * kWindow) + k % 4] +=
-                factor * power_of_two((upsampled(source, k0 + k, at_y, at_x) - most) * kLog2e);
-        }
-    }
-}
-
 // ---- what a pixel collects ----
 
 // Adds what evaluate_directly() left in the slots of the pixels.
@@ -162,13 +92,13 @@ __device__ __forceinline__ void collect(const Shared& shared, int quads, const W
         // A pixel that reads nothing borrows the rows of the pixels around it.
         if (!any[i] && i > 0) top[i] = bottom[i - 1];
         if (!any[i]) bottom[i] = i + 1 < kPixels && any[i + 1] ? top[i + 1] : top[i];
-        follows[i] = __all_sync(kAll, i > 0 && top[i] == bottom[i - 1]);
+        follows[i] = i > 0 && __all_sync(kAll, top[i] == bottom[i - 1]);
     }
     if (!__any_sync(kAll, any[0] || any[1] || any[2] || any[3])) return;
     for (int q = 0; q < kQuads; ++q) {
         if (q >= quads) break;
         const float4* plane = shared.values + q * kWindow;
-        float4 left, right;
+        float4 left{}, right{};
         for (int i = 0; i < kPixels; ++i) {
             if (!follows[i]) {
                 left = plane[top[i]];
@@ -250,8 +180,7 @@ __device__ __forceinline__ void write(const AggregateLabelsParams& p, const Shar
     }
 }
 
-// kMany: more classes than are done at once. Then the sums over all of them come first.
-template <bool kMany>
+// The sums over all classes, where there are more of them than are done at once.
 __device__ __forceinline__ void add_up(const Work& work, const Shared& shared) {
     for (int s = 0; s <= work.p.near.neighbours; ++s) {
         const int windows = windows_of(shared.boxes[s]), K = work.p.classes;
@@ -269,7 +198,7 @@ __device__ __forceinline__ void add_up(const Work& work, const Shared& shared) {
     __syncthreads();
 }
 
-// Adds neighbour s - 1.
+// Adds neighbour s - 1. kMany: more classes than are done at once; add_up() has gone before.
 template <bool kMany>
 __device__ __forceinline__ void add_neighbour(const Work& work, const Shared& shared, int s, int k0,
                                               Sums sum) {
@@ -311,7 +240,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) aggregate_labels_tile_kerne
     locate(work, shared, {int(blockIdx.z), int(blockIdx.y) * kTileY, int(blockIdx.x) * kTileX});
     for (int s = threadIdx.x / 32; s < sources; s += kThreads / 32) make_plan(work, shared, s, 0);
     __syncthreads();
-    if (kMany) add_up<kMany>(work, shared);
+    if (kMany) add_up(work, shared);
 
     Decision made;
     for (int k0 = 0; k0 < (kMany ? work.p.classes : 1); k0 += kClasses) {
@@ -336,17 +265,19 @@ __global__ void __launch_bounds__(kThreads, kBlocks) aggregate_labels_tile_kerne
 
 // ---- launching ----
 
-// Low-resolution pixels under n pixels, at most.
+// Low-resolution pixels under n pixels, at most: positions are rounded, by less than 1/64 as long as there
+// are no more than kMostLogits.
+constexpr int kMostLogits = 1 << 16;
 int pixels_under(const Axis& axis, int n) {
-    return std::min(axis.last + 2, int(axis.scale * float(n - 1)) + 3);
+    return std::min(axis.last + 2, int(axis.scale * float(n - 1) + 1.0f / 64.0f) + 3);
 }
 
 Layout layout_of(const AggregateLabelsParams& p, const Axis& axis_y, const Axis& axis_x) {
     const int J = p.near.neighbours, sources = p.classes > kClasses ? 1 + J : 1;
+    const int64_t capacity = int64_t(pixels_under(axis_y, kWindowY)) * pixels_under(axis_x, kWindowX);
     Layout at{};
     at.quads = std::min(ceil_div(p.classes, 4), kQuads);
-    at.sums = sources;
-    at.capacity = pixels_under(axis_y, kWindowY) * pixels_under(axis_x, kWindowX);
+    at.capacity = int(std::min<int64_t>(capacity, 1 << 20));  // far more than fits
     const auto take = [&](size_t bytes) {
         const int offset = at.bytes;
         at.bytes += int(ceil_div<size_t>(bytes, 16) * 16);
@@ -367,9 +298,8 @@ bool in_32_bits(const AggregateLabelsParams& p) {
     const auto sample = [&](const int64_t stride[4]) {
         return p.classes * stride[1] + p.logit_height * stride[2] + p.logit_width * stride[3];
     };
-    constexpr int64_t kMost = INT32_MAX;
-    return planes_in_32_bits(p.near) && sample(p.logits.stride) <= kMost &&
-           sample(p.neighbour_logits.first.stride) <= kMost && int64_t(p.classes) * kHalfBins <= kMost;
+    return planes_in_32_bits(p.near) && sample(p.logits.stride) <= INT32_MAX &&
+           sample(p.neighbour_logits.first.stride) <= INT32_MAX;
 }
 
 // Bytes of shared memory that a block can have on the current device.
@@ -401,16 +331,22 @@ int aggregate_labels_cuda(const AggregateLabelsParams& p, void* stream) {
               not_below<float>(p.near.limit),
               {}};
     work.layout = layout_of(p, work.axis_y, work.axis_x);
-    const dim3 grid(unsigned(ceil_div(p.near.width, kTileX)), unsigned(ceil_div(p.near.height, kTileY)),
-                    unsigned(std::min<int64_t>(p.batch, kMaxGridYZ)));
     int most = 0;
     const int code = most_shared_bytes(&most);
     if (code != cudaSuccess) return code;
-    // Where logits have far more pixels than the result, too many of them lie under a window.
-    if (work.layout.bytes > most || !in_32_bits(p) || grid.y > unsigned(kMaxGridYZ) || p.batch > kMaxGridYZ)
+    const int64_t down = ceil_div(p.near.height, kTileY);
+    // The logits of far more pixels than the result has do not fit.
+    if (work.layout.bytes > most || !in_32_bits(p) || std::max(p.logit_height, p.logit_width) > kMostLogits ||
+        std::max(down, p.batch) > kMaxGridYZ)
         return aggregate_labels_naive_cuda(p, stream);
     const auto kernel =
         p.classes > kClasses ? aggregate_labels_tile_kernel<true> : aggregate_labels_tile_kernel<false>;
+    // Three blocks take all that a multiprocessor of 228 KB has: a hint, so its failure means nothing.
+    if (cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributePreferredSharedMemoryCarveout,
+                             cudaSharedmemCarveoutMaxShared) != cudaSuccess)
+        (void)cudaGetLastError();
+    const dim3 grid(unsigned(ceil_div(p.near.width, kTileX)), unsigned(down), unsigned(p.batch));
     return launch(kernel, grid, dim3(kThreads, 1, 1), size_t(work.layout.bytes), stream, work);
 }
 

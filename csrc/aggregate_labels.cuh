@@ -41,7 +41,6 @@ constexpr float kLog2e = 1.44269504f;
 // scale of the upsampling.
 struct Layout {
     int quads;     // of classes that are done at once, at most kQuads
-    int sums;      // planes of sums: 1, or with more than kClasses classes one per source
     int capacity;  // low-resolution pixels under a window, at most
     int inverse, seen, logits, largest, boxes, tile, plans, bytes;  // offsets in shared memory, and its size
 };
@@ -109,7 +108,7 @@ struct Plan {
 
 struct Shared {
     float4* values;  // [quads, kWindow]: exponentials, not yet divided by their sum
-    float* inverse;  // [sums, kWindow]: 1 / that sum
+    float* inverse;  // [kWindow]: 1 / that sum; with more than kClasses classes [1 + J, kWindow]
     float2* seen;    // [J, kTile]: where a pixel lies in the neighbour; x < 0 where it is not seen
     float* logits;   // [capacity, kClasses]: low resolution, less the maximum of the pixel, times log2(e)
     float* largest;  // [1 + J, capacity]: the maxima, with more than kClasses classes
@@ -162,40 +161,6 @@ __device__ __forceinline__ Region region_of(const Work& work, const Window& wind
             between(work.axis_x, right).low - column + 2};
 }
 
-// exp(x log 2) for x <= 0 within 2 ulp, 0 below 2^-126.
-__device__ __forceinline__ float power_of_two(float x) {
-#if defined(__CUDA_ARCH__)
-    float result;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-    return result;
-#else
-    return exp2f(x);
-#endif
-}
-
-// Within 1 ulp, of numbers between 2^-126 and 2^126.
-__device__ __forceinline__ float reciprocal(float x) {
-#if defined(__CUDA_ARCH__)
-    float result;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-    return result;
-#else
-    return 1.0f / x;
-#endif
-}
-
-__device__ __forceinline__ float4 mix(float4 low, float4 high, float share) {
-    const float rest = 1.0f - share;
-    return {rest * low.x + share * high.x, rest * low.y + share * high.y, rest * low.z + share * high.z,
-            rest * low.w + share * high.w};
-}
-__device__ __forceinline__ void add(float4& sum, float weight, float4 value) {
-    sum.x += weight * value.x;
-    sum.y += weight * value.y;
-    sum.z += weight * value.z;
-    sum.w += weight * value.w;
-}
-
 // Row in the tile of the first pixel of the thread; its column is the lane.
 __device__ __forceinline__ int first_row() { return int(threadIdx.x) / 32 * kPixels; }
 
@@ -242,7 +207,7 @@ __device__ __forceinline__ void locate(const Work& work, const Shared& shared, c
     __syncthreads();
 }
 
-// ---- the softmax of a window ----
+// ---- plans ----
 
 // Plan of window i of source s. One whole warp.
 __device__ __forceinline__ void make_plan(const Work& work, const Shared& shared, int s, int i) {
@@ -262,142 +227,6 @@ __device__ __forceinline__ void make_plan(const Work& work, const Shared& shared
     plan.runs = __popc(starts);
     plan.first[plan.runs] = window.rows;
     plan.reciprocal = ((1 << 16) + window.columns - 1) / window.columns;
-}
-
-// What one of the kStagers threads of a low-resolution pixel reads of the classes [k0, k0 + kClasses):
-// classes first, first + kStagers, ..; all reads under way at once.
-constexpr int kShare = kClasses / kStagers;
-template <typename T>
-__device__ __forceinline__ void load_share(const Logits& source, int k0, int classes, int offset,
-                                           float (&value)[kShare]) {
-    const T* from = fixed(static_cast<const T*>(source.data) + offset);
-    for (int i = 0; i < kShare; ++i) {
-        const int k = k0 + int(threadIdx.x) % kStagers + i * kStagers;
-        value[i] = k < classes ? load(from + k * source.class_stride) : -INFINITY;
-    }
-}
-__device__ __forceinline__ void load_share(const Logits& source, int k0, int classes, int offset,
-                                           float (&value)[kShare]) {
-    switch (source.dtype) {
-        case Dtype::f16:
-            return load_share<half>(source, k0, classes, offset, value);
-        case Dtype::bf16:
-            return load_share<bfloat16>(source, k0, classes, offset, value);
-        default:
-            return load_share<float>(source, k0, classes, offset, value);
-    }
-}
-
-// Low-resolution logits of classes [k0, k0 + 4 quads), relative to the maximum over all classes. That is
-// found here and kept in the plane `largest`, if there is one; without `find` it is taken from there.
-// Neighbouring threads read neighbouring pixels of a plane, and neighbouring classes of channels-last logits.
-// Whole block; a barrier has to follow.
-__device__ __forceinline__ void stage(const Work& work, const Shared& shared, const Plan& plan, int k0,
-                                      bool find, float* largest) {
-    const Logits source = plan.source;
-    const Region region = plan.region;
-    const int n = region.rows * region.columns, first = threadIdx.x % kStagers, K = work.p.classes;
-    for (int from = 0; from < n; from += kThreads / kStagers) {  // whole warps, for the shuffles
-        const int pixel = from + int(threadIdx.x) / kStagers, i = min(pixel, n - 1), row = i / region.columns;
-        const int y = min(region.row + row, work.axis_y.last);
-        const int x = min(region.column + i - row * region.columns, work.axis_x.last);
-        const int offset = y * source.row_stride + x * source.column_stride;
-        float value[kShare], most = -INFINITY;
-        for (int k = kClasses; find && k < K; k += kClasses) {
-            load_share(source, k, K, offset, value);
-            for (float v : value) most = fmaxf(most, v);
-        }
-        load_share(source, k0, K, offset, value);
-        if (find) {
-            for (float v : value) most = fmaxf(most, v);
-            for (int step = 1; step < kStagers; step *= 2)
-                most = fmaxf(most, __shfl_xor_sync(kAll, most, step));
-            if (largest != nullptr && first == 0 && pixel < n) largest[i] = most;
-        } else {
-            most = largest[i];
-        }
-        if (pixel >= n) continue;
-        float* to = shared.logits + i * kClasses + first;
-        for (int m = 0; m < kShare && m < work.layout.quads; ++m) {
-            const float relative = (value[m] - most) * kLog2e;
-            to[m * kStagers] = relative < kLowest ? kLowest : relative;  // NaN stays
-        }
-    }
-}
-
-// The logits around a column of full-resolution pixels, between two low-resolution rows: a + share slope.
-struct Line {
-    float4 a, slope;
-};
-__device__ __forceinline__ Line line_of(const float4* top, const float4* bottom, float share) {
-    const float4 a = mix(top[0], top[kQuads], share), z = mix(bottom[0], bottom[kQuads], share);
-    return {a, make_float4(z.x - a.x, z.y - a.y, z.z - a.z, z.w - a.w)};
-}
-__device__ __forceinline__ float4 exponentials(const Line& line, float share) {
-    float4 at = line.a;
-    add(at, share, line.slope);
-    return make_float4(power_of_two(at.x), power_of_two(at.y), power_of_two(at.z), power_of_two(at.w));
-}
-
-// between(axis, i).share, low being known. Beyond the last low-resolution pixel the slope is 0.
-__device__ __forceinline__ float share_of(const Axis& axis, float i, int low) {
-    return fmaxf(axis.scale * i + axis.shift, 0.0f) - float(low);
-}
-
-enum class Pass { whole, sums, values };
-
-// Exponentials of the staged classes at every pixel of a window. A thread takes the rows of one run in one
-// column: what lies between the same four low-resolution pixels is linear in y, so an exponential costs one
-// FMA beside itself. Pass::sums only adds them up over the blocks of classes, first to last, and
-// Pass::values takes the sums as done. Returns whether a sum is no number or too small to trust: then the
-// window must not be used.
-__device__ __forceinline__ bool evaluate(const Work& work, const Shared& shared, const Plan& plan,
-                                         float* inverse, Pass pass, bool first, bool last) {
-    const Window window = plan.window;
-    const Region region = plan.region;
-    const int quads = work.layout.quads, n = plan.runs * window.columns;
-    bool bad = false;
-    for (int i = threadIdx.x; i < n; i += kThreads) {
-        const int run = i * plan.reciprocal >> 16, column = i - run * window.columns;
-        const int row = plan.first[run], rows = plan.first[run + 1] - row;
-        const int y = window.y + row, x = window.x + column, slot = row * kWindowX + column;
-        float4* to = shared.values + slot;
-        if (y >= work.p.near.height || x >= work.p.near.width) {  // taps of weight 0
-            for (int r = 0; r < rows; ++r) {
-                inverse[slot + r * kWindowX] = 0.0f;
-                for (int q = 0; q < quads; ++q)
-                    to[q * kWindow + r * kWindowX] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            }
-            continue;
-        }
-        const Between at_x = between(work.axis_x, x), at_y = between(work.axis_y, y);
-        const int corner = (at_y.low - region.row) * region.columns + at_x.low - region.column;
-        const float4* top = reinterpret_cast<const float4*>(shared.logits) + corner * kQuads;
-        const float4* bottom = top + region.columns * kQuads;
-        float share[kRun], sum[kRun] = {};
-        for (int r = 0; r < kRun; ++r) share[r] = share_of(work.axis_y, float(y) + float(r), at_y.low);
-        for (int q = 0; q < quads; ++q) {
-            const Line line = line_of(top + q, bottom + q, at_x.share);
-            for (int r = 0; r < kRun; r += kTogether) {
-                if (r >= rows) break;
-                float4 at[kTogether];
-                for (int t = 0; t < kTogether; ++t) at[t] = exponentials(line, share[r + t]);
-                for (int t = 0; t < kTogether; ++t) {
-                    sum[r + t] += (at[t].x + at[t].y) + (at[t].z + at[t].w);
-                    if (pass != Pass::sums && r + t < rows) to[q * kWindow + (r + t) * kWindowX] = at[t];
-                }
-            }
-        }
-        if (pass == Pass::values) continue;
-        for (int r = 0; r < kRun; ++r) {
-            if (r >= rows) break;
-            float* at = inverse + slot + r * kWindowX;
-            const float total = first ? sum[r] : *at + sum[r];
-            *at = last ? reciprocal(total) : total;
-            bad |= last && !(total >= kLeastSum);
-        }
-    }
-    return bad;
 }
 
 }  // namespace tiled
