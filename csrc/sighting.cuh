@@ -1,14 +1,16 @@
-// The test of sighting.h for the optimised kernels: offsets inside a plane in 32 bits, and taps that a
-// position inside the frame cannot lack not tested for. About 90 instructions a neighbour with three
-// channels, where the readable version takes over 200.
+// The test of sighting.h for the optimised kernels: offsets inside a plane in 32 bits, no test for taps that
+// a position inside the frame cannot lack, and all reads of several pixels under way at once. About 120
+// instructions a pixel and neighbour with three channels, less than half of the readable version's.
 #pragma once
+
+#include <type_traits>
 
 #include "common.cuh"
 #include "sighting.h"
 
 namespace vda {
 
-// Whether offsets inside a plane (and flow's second channel, which the caller keeps apart) fit 32 bits.
+// Whether offsets inside a plane fit 32 bits.
 inline bool plane_in_32_bits(const int64_t stride[4], int height, int width) {
     return int64_t(height) * stride[2] + int64_t(width) * stride[3] < (int64_t(1) << 31);
 }
