@@ -273,7 +273,8 @@ PYBIND11_MODULE(_C, m) {
 
     // ---- aggregate ----
     def<AggregateParams>(
-        m, "aggregate", {aggregate_cpu, VDA_CUDA(aggregate_cuda)}, [](Fields& f, AggregateParams& p) {
+        m, "aggregate", {aggregate_cpu, VDA_CUDA(aggregate_cuda), VDA_CUDA(aggregate_naive_cuda)},
+        [](Fields& f, AggregateParams& p) {
             f("probs", p.probs)("neighbour_probs", p.neighbour_probs)("out", p.out)("batch", p.batch);
             f("classes", p.classes)("dtype", p.dtype);
             neighbourhood(f, p.near);
