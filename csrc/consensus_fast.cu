@@ -1,0 +1,159 @@
+// Fast CUDA kernel of consensus.h: 8 pixels per thread, so that flow comes in accesses of 16 bytes and labels
+// in accesses of 8; 8 gathers in flight, of which two lanes at most share a bank of L1 in one pass
+// (pack.cuh). The whole batch is one launch. 11 bytes per pixel with fp32 flow, 7 with 16 bits; with
+// thresholds on the fly and 16-bit confidences 4 more, and 2 KB of shared memory per block for the bars.
+#include <type_traits>
+
+#include "bars.cuh"
+#include "consensus.h"
+#include "pack.cuh"
+
+namespace vda {
+namespace {
+
+constexpr int kPixels = 8;
+
+struct Final {};  // instead of the type of the confidences: labels are final
+
+// Label of a thread's R rows of N pixels. The rows of an array are read from `from`, its sample.
+template <int R, int N, typename T>
+__device__ __forceinline__ void load_own(const T* from, int y, int x, int height, int64_t stride_y,
+                                         int64_t stride_x, Pack<T, N> (&own)[R]) {
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+        own[r] = load_pack<N>(from + min(y + r, height - 1) * int(stride_y) + x * int(N > 1 ? 1 : stride_x));
+    }
+}
+
+template <ConsensusMode mode, int R, int N>
+__device__ __forceinline__ void agree_all(Pack<uint8_t, N> (&own)[R], const uint8_t (&warped)[R][N],
+                                          const Pack<uint8_t, N> (&visible)[R], uint8_t ignore) {
+#pragma unroll
+    for (int i = 0; i < R * N; ++i) {
+        uint8_t& label = own[i / N].at[i % N];
+        label = agree(mode, label, warped[i / N][i % N], visible[i / N].at[i % N] != 0, ignore);
+    }
+}
+
+template <typename T, int R, int N>
+__global__ void __launch_bounds__(256) consensus_kernel(ConsensusParams p) {
+    constexpr bool final = std::is_same_v<T, Final>;
+    using Confidence = std::conditional_t<final, uint8_t, T>;
+    const PackOfPixels<R, N> at;
+    float* bars = dynamic_shared<float>();
+    float* reference_bars = bars + kLabels;
+    if constexpr (!final) {
+        const int i = int(threadIdx.y * 32 + threadIdx.x);
+        load_bar(p.theta.row(at.b), p.classes, i, bars);
+        load_bar(p.reference_theta.row(at.b), p.classes, i, reference_bars);
+        __syncthreads();
+    }
+    if (at.x >= p.width || at.y >= p.height) return;
+
+    Pack<uint8_t, N> own[R];
+    Pack<Confidence, N> confidence[R];
+    load_own(sample_of<uint8_t>(p.label.data, at.b, p.label.stride[0]), at.y, at.x, p.height,
+             p.label.stride[1], p.label.stride[2], own);
+    if constexpr (!final) {
+        const int64_t* stride = p.confidence.stride;
+        load_own(sample_of<T>(p.confidence.data, at.b, stride[0]), at.y, at.x, p.height, stride[1], stride[2],
+                 confidence);
+    }
+    Position<float> position[R][N];
+    load_positions(p.flow, at.b, at.y, at.x, p.height, position);
+
+    const uint8_t* reference = sample_of<uint8_t>(p.reference.data, at.b, p.reference.stride[0]);
+    uint8_t warped[R][N];
+    Confidence other[R][N];
+#pragma unroll
+    for (int i = 0; i < R * N; ++i) {
+        const Pixel from = nearest_of(position[i / N][i % N], p.height, p.width);
+        const int64_t* stride = p.reference.stride;
+        const int offset = from.y * int(stride[1]) + from.x * int(stride[2]);
+        warped[i / N][i % N] = from.exists ? fetch(reference + offset) : p.ignore;
+        if constexpr (!final) {
+            stride = p.reference_confidence.stride;
+            const T* confidences = sample_of<T>(p.reference_confidence.data, at.b, stride[0]);
+            const int there = from.exists ? from.y * int(stride[1]) + from.x * int(stride[2]) : 0;
+            other[i / N][i % N] = fetch(confidences + there);
+        }
+    }
+    if constexpr (!final) {  // where no pixel is, warped is `ignore` and stays it, whatever the confidence
+#pragma unroll
+        for (int i = 0; i < R * N; ++i) {
+            uint8_t &label = own[i / N].at[i % N], &there = warped[i / N][i % N];
+            label = kept(label, load(&confidence[i / N].at[i % N]), bars, p.inclusive, p.ignore);
+            there = kept(there, load(&other[i / N][i % N]), reference_bars, p.inclusive, p.ignore);
+        }
+    }
+
+    Pack<uint8_t, N> visible[R];
+#pragma unroll
+    for (int i = 0; i < R * N; ++i) visible[i / N].at[i % N] = 1;
+    switch (p.mode) {  // the same for all threads
+        case ConsensusMode::strict:
+            agree_all<ConsensusMode::strict>(own, warped, visible, p.ignore);
+            break;
+        case ConsensusMode::lenient:
+            agree_all<ConsensusMode::lenient>(own, warped, visible, p.ignore);
+            break;
+        default:
+            if (p.visible.data != nullptr) {
+                load_own(sample_of<uint8_t>(p.visible.data, at.b, p.visible.stride[0]), at.y, at.x, p.height,
+                         p.visible.stride[1], p.visible.stride[2], visible);
+            }
+            agree_all<ConsensusMode::fill_in>(own, warped, visible, p.ignore);
+    }
+    uint8_t* out = sample_of<uint8_t>(p.out, at.b, int64_t(p.height) * p.width) + at.y * p.width + at.x;
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+        if (at.y + r < p.height) store_pack(out + r * p.width, own[r]);
+    }
+}
+
+bool small_plane(int height, int width, const int64_t (&stride)[3]) {
+    return vda::small_plane(height, width, stride[1], stride[2]);
+}
+
+// Whether the kernel can address the arrays: 32 bits inside a plane, one sample per block in z.
+bool addressable(const ConsensusParams& p) {
+    const auto small = [&](const auto& view) {
+        return view.data == nullptr || small_plane(p.height, p.width, view.stride);
+    };
+    return p.flow.dtype != Dtype::f64 && gridable(p.batch, p.height) && p.height <= kLongestSide &&
+           p.width <= kLongestSide && vda::small_plane(p.height, p.width, p.width, 1) &&
+           vda::small_plane(p.height, p.width, p.flow.stride[2], p.flow.stride[3]) && small(p.label) &&
+           small(p.reference) && small(p.visible) && small(p.confidence) && small(p.reference_confidence);
+}
+
+// Whether every array but the gathered ones can be read in packs.
+bool packed(const ConsensusParams& p) {
+    const int64_t* stride = p.confidence.stride;
+    return p.width % kPixels == 0 && packs(p.flow, kPixels) && packs(p.label, kPixels) &&
+           packs(p.out, 1, kPixels, 1, {p.width}) &&
+           (p.visible.data == nullptr || packs(p.visible, kPixels)) &&
+           (p.confidence.data == nullptr || packs(p.confidence.data, size_of(p.confidence.dtype), kPixels,
+                                                  stride[2], {stride[0], stride[1]}));
+}
+
+template <typename T>
+int run(const ConsensusParams& p, void* stream) {
+    const size_t shared = std::is_same_v<T, Final> ? 0 : 2 * kLabels * sizeof(float);
+    if (packed(p)) {
+        return launch(consensus_kernel<T, 1, kPixels>, pack_grid<1, kPixels>(p.batch, p.height, p.width),
+                      pixel_block(), shared, stream, p);
+    }
+    return launch(consensus_kernel<T, 4, 1>, pack_grid<4, 1>(p.batch, p.height, p.width), pixel_block(),
+                  shared, stream, p);
+}
+
+}  // namespace
+
+int consensus_cuda(const ConsensusParams& p, void* stream) {
+    if (p.batch == 0 || p.height == 0 || p.width == 0) return kOk;
+    if (!addressable(p)) return consensus_naive_cuda(p, stream);
+    if (p.confidence.data == nullptr) return run<Final>(p, stream);
+    return for_float(p.confidence.dtype, [&](auto type) { return run<decltype(type)>(p, stream); });
+}
+
+}  // namespace vda
