@@ -69,13 +69,12 @@ __global__ void __launch_bounds__(256) consensus_kernel(ConsensusParams p) {
     for (int i = 0; i < R * N; ++i) {
         const Pixel from = nearest_of(position[i / N][i % N], p.height, p.width);
         const int64_t* stride = p.reference.stride;
-        const int offset = from.y * int(stride[1]) + from.x * int(stride[2]);
-        warped[i / N][i % N] = from.exists ? fetch(reference + offset) : p.ignore;
+        warped[i / N][i % N] =
+            from.exists ? fetch(reference + offset_of(from, stride[1], stride[2])) : p.ignore;
         if constexpr (!final) {
             stride = p.reference_confidence.stride;
             const T* confidences = sample_of<T>(p.reference_confidence.data, at.b, stride[0]);
-            const int there = from.exists ? from.y * int(stride[1]) + from.x * int(stride[2]) : 0;
-            other[i / N][i % N] = fetch(confidences + there);
+            other[i / N][i % N] = fetch(confidences + offset_of(from, stride[1], stride[2]));
         }
     }
     if constexpr (!final) {  // where no pixel is, warped is `ignore` and stays it, whatever the confidence

@@ -226,6 +226,11 @@ __device__ __forceinline__ Pixel nearest_of(Position<float> p, int height, int w
     return {y, x, unsigned(x) < unsigned(width) && unsigned(y) < unsigned(height)};
 }
 
+// Its element offset in a plane, 0 where there is none.
+__device__ __forceinline__ int offset_of(const Pixel& pixel, int64_t stride_y, int64_t stride_x) {
+    return pixel.exists ? pixel.y * int(stride_y) + pixel.x * int(stride_x) : 0;
+}
+
 // Padding::border: where a position is, it lies in the frame; nowhere stays nowhere.
 template <int R, int N>
 __device__ __forceinline__ void clamp_to_border(Position<float> (&at)[R][N], int height, int width) {

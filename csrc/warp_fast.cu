@@ -9,6 +9,7 @@
 // 1; RGB with fp32 flow: 32 and 45 (fp32), 20 and 27 (16 bit).
 #include "taps.cuh"
 #include "warp.h"
+#include "warp_channels_last.cuh"
 
 namespace vda {
 namespace {
@@ -141,6 +142,7 @@ int warp_cuda(const WarpParams& p, void* stream) {
     }
     return for_float(p.dtype, [&](auto type) {
         using T = decltype(type);
+        if (has_channels_last(p)) return launch_channels_last<T>(p, stream);
         constexpr int N = kSpan<T>;
         const bool packed = p.image.stride[3] == 1 && p.width % N == 0 && packs(p.flow, N) &&
                             packs(p.out, sizeof(T), N, 1, {p.width});
