@@ -104,10 +104,7 @@ __global__ void __launch_bounds__(256) consensus_kernel(ConsensusParams p) {
             agree_all<ConsensusMode::fill_in>(own, warped, visible, p.ignore);
     }
     uint8_t* out = sample_of<uint8_t>(p.out, at.b, int64_t(p.height) * p.width) + at.y * p.width + at.x;
-#pragma unroll
-    for (int r = 0; r < R; ++r) {
-        if (at.y + r < p.height) store_pack(out + r * p.width, own[r]);
-    }
+    store_rows(out, own, p.width, p.height - at.y);
 }
 
 bool small_plane(int height, int width, const int64_t (&stride)[3]) {

@@ -21,6 +21,10 @@ constexpr int kSpanBytes = 4;  // of the sampled image, per thread and row
 template <typename T>
 constexpr int kSpan = kSpanBytes / int(sizeof(T)) > 1 ? kSpanBytes / int(sizeof(T)) : 1;
 
+// Rows of N pixels per thread, so that two to four pixels are under way and registers stay below 80.
+template <int N>
+constexpr int kRows = N < 4 ? 2 : 1;
+
 template <typename T, int N>
 struct Pack {
     T at[N];
@@ -76,6 +80,15 @@ __device__ __forceinline__ void store_pack(T* to, const Pack<T, N>& pack) {
     memcpy(word, &pack, sizeof(pack));
 #pragma unroll
     for (int i = 0; i < words; ++i) reinterpret_cast<Word*>(to)[i] = word[i];
+}
+
+// The first `rows` of R packs, one below the other.
+template <typename T, int R, int N>
+__device__ __forceinline__ void store_rows(T* to, const Pack<T, N> (&pack)[R], int stride_y, int rows) {
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+        if (r < rows) store_pack(to + r * stride_y, pack[r]);
+    }
 }
 
 // One element through the read-only path, as it is and as a number.

@@ -12,15 +12,14 @@
 namespace vda {
 namespace {
 
-constexpr int kRows = 2;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 // ---- gradient of the flow alone ----
 
 template <typename T, bool Packed>
 __global__ void __launch_bounds__(256) flow_gradient_kernel(WarpBackwardParams p) {
-    constexpr int N = Packed ? kSpan<T> : 1;
-    const PackOfPixels<kRows, N> at;
+    constexpr int N = Packed ? kSpan<T> : 1, R = kRows<N>;
+    const PackOfPixels<R, N> at;
     if (at.x >= p.width || at.y >= p.height) return;
     const int64_t plane = int64_t(p.height) * p.width;
     const T* grad_out = sample_of<T>(p.grad_out.data, at.b, p.grad_out.stride[0]);
@@ -29,9 +28,9 @@ __global__ void __launch_bounds__(256) flow_gradient_kernel(WarpBackwardParams p
     const int stride_y = int(p.image.stride[2]), stride_x = Packed ? 1 : int(p.image.stride[3]);
     const int out_y = int(p.grad_out.stride[2]), out_x = Packed ? 1 : int(p.grad_out.stride[3]);
 
-    Position<float> position[kRows][N];
+    Position<float> position[R][N];
     load_positions(p.flow, at.b, at.y, at.x, p.height, position);
-    Inner taps[kRows][N];
+    Inner taps[R][N];
     if (!inner_taps(position, p.height, p.width, stride_y, stride_x, taps)) {
         one_by_one(position, at.y, at.x, p.height, [&](Position<float> from, int y, int x) {
             const Taps<float> all = bilinear_taps(from, p.height, p.width, stride_y, stride_x, p.padding);
@@ -45,14 +44,14 @@ __global__ void __launch_bounds__(256) flow_gradient_kernel(WarpBackwardParams p
         });
         return;
     }
-    const int second = at.y + 1 < p.height ? 1 : 0;  // rows below the last are read there and not written
+    const int rows = p.height - at.y;  // below the last the last is read again, and nothing is written
     const int from = at.y * out_y + at.x * out_x, first = at.y * p.width + at.x;
-    Pack<float, N> gx[kRows] = {}, gy[kRows] = {};
-#pragma unroll(2 / N)
+    Pack<float, N> gx[R] = {}, gy[R] = {};
+#pragma unroll(N < 2 ? 2 : 1)
     for (int c = 0; c < p.channels; ++c) {
 #pragma unroll
-        for (int r = 0; r < kRows; ++r) {
-            const Pack<T, N> grad = load_pack<N>(grad_out + from + (r > 0 ? second * out_y : 0));
+        for (int r = 0; r < R; ++r) {
+            const Pack<T, N> grad = load_pack<N>(grad_out + from + min(r, rows - 1) * out_y);
 #pragma unroll
             for (int n = 0; n < N; ++n) {
                 add_inner_gradient(load(&grad.at[n]), image, taps[r][n], stride_x, gx[r].at[n], gy[r].at[n]);
@@ -61,11 +60,8 @@ __global__ void __launch_bounds__(256) flow_gradient_kernel(WarpBackwardParams p
         grad_out += p.grad_out.stride[1];
         image += p.image.stride[1];
     }
-    store_pack(grad_flow + first, gx[0]);
-    store_pack(grad_flow + plane + first, gy[0]);
-    if (second == 0) return;
-    store_pack(grad_flow + first + p.width, gx[1]);
-    store_pack(grad_flow + plane + first + p.width, gy[1]);
+    store_rows(grad_flow + first, gx, p.width, rows);
+    store_rows(grad_flow + plane + first, gy, p.width, rows);
 }
 
 // ---- gradient of the image, and of the flow with it ----
@@ -152,10 +148,10 @@ int run(const WarpBackwardParams& p, void* stream) {
     if (p.image.stride[3] == 1 && p.width % N == 0 && packs(p.flow, N) &&
         packs(p.grad_out.data, sizeof(T), N, out[3], {out[0], out[1], out[2]}) && (N == 1 || out[3] == 1) &&
         packs(p.grad_flow, sizeof(float), N, 1, {p.width})) {
-        return launch(flow_gradient_kernel<T, true>, pack_grid<kRows, N>(p.batch, p.height, p.width),
+        return launch(flow_gradient_kernel<T, true>, pack_grid<kRows<N>, N>(p.batch, p.height, p.width),
                       pixel_block(), 0, stream, p);
     }
-    return launch(flow_gradient_kernel<T, false>, pack_grid<kRows, 1>(p.batch, p.height, p.width),
+    return launch(flow_gradient_kernel<T, false>, pack_grid<kRows<1>, 1>(p.batch, p.height, p.width),
                   pixel_block(), 0, stream, p);
 }
 

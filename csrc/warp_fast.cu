@@ -14,19 +14,17 @@
 namespace vda {
 namespace {
 
-constexpr int kRows = 2;
-
 // Channels whose gathers are in flight together where their number is not known: 32 gathers, 16 with the
 // frame beside them. More would spill.
 template <int N>
-constexpr int kUnroll = 4 / N;
+constexpr int kUnroll = N < 4 ? 4 / N : 1;
 template <int N>
-constexpr int kUnrollBeside = 2 / N;
+constexpr int kUnrollBeside = N < 2 ? 2 / N : 1;
 
 template <typename T, int C, bool Packed>  // C: channels, 0 for any number
 __global__ void __launch_bounds__(256) warp_kernel(WarpParams p) {
-    constexpr int N = Packed ? kSpan<T> : 1;
-    const PackOfPixels<kRows, N> at;
+    constexpr int N = Packed ? kSpan<T> : 1, R = kRows<N>;
+    const PackOfPixels<R, N> at;
     if (at.x >= p.width || at.y >= p.height) return;
     const int channels = C > 0 ? C : p.channels;
     const int64_t plane = int64_t(p.height) * p.width;
@@ -34,9 +32,9 @@ __global__ void __launch_bounds__(256) warp_kernel(WarpParams p) {
     T* out = sample_of<T>(p.out, at.b, channels * plane);
     const int stride_y = int(p.image.stride[2]), stride_x = Packed ? 1 : int(p.image.stride[3]);
 
-    Position<float> position[kRows][N];
+    Position<float> position[R][N];
     load_positions(p.flow, at.b, at.y, at.x, p.height, position);
-    Inner taps[kRows][N];
+    Inner taps[R][N];
     if (!inner_taps(position, p.height, p.width, stride_y, stride_x, taps)) {
         one_by_one(position, at.y, at.x, p.height, [&](Position<float> from, int y, int x) {
             const Taps<float> all = bilinear_taps(from, p.height, p.width, stride_y, stride_x, p.padding);
@@ -46,16 +44,15 @@ __global__ void __launch_bounds__(256) warp_kernel(WarpParams p) {
         });
         return;
     }
-    const int first = at.y * p.width + at.x;
+    const int first = at.y * p.width + at.x, rows = p.height - at.y;
 #pragma unroll(C > 0 ? C : kUnroll<N>)
     for (int c = 0; c < channels; ++c) {
-        Pack<T, N> value[kRows];
+        Pack<T, N> value[R];
 #pragma unroll
-        for (int i = 0; i < kRows * N; ++i) {
+        for (int i = 0; i < R * N; ++i) {
             store(&value[i / N].at[i % N], inner_sample(image, taps[i / N][i % N], stride_x));
         }
-        store_pack(out + first, value[0]);
-        if (at.y + 1 < p.height) store_pack(out + first + p.width, value[1]);
+        store_rows(out + first, value, p.width, rows);
         image += p.image.stride[1];
         out += plane;
     }
@@ -63,8 +60,8 @@ __global__ void __launch_bounds__(256) warp_kernel(WarpParams p) {
 
 template <typename T, int C, bool Packed>
 __global__ void __launch_bounds__(256) warp_occlusion_kernel(WarpOcclusionParams p, float limit) {
-    constexpr int N = Packed ? kSpan<T> : 1;
-    const PackOfPixels<kRows, N> at;
+    constexpr int N = Packed ? kSpan<T> : 1, R = kRows<N>;
+    const PackOfPixels<R, N> at;
     if (at.x >= p.width || at.y >= p.height) return;
     const int channels = C > 0 ? C : p.channels;
     const int64_t plane = int64_t(p.height) * p.width;
@@ -75,9 +72,9 @@ __global__ void __launch_bounds__(256) warp_occlusion_kernel(WarpOcclusionParams
     const int stride_y = int(p.neighbour.stride[2]), stride_x = Packed ? 1 : int(p.neighbour.stride[3]);
     const int own_y = int(p.frame.stride[2]), own_x = Packed ? 1 : int(p.frame.stride[3]);
 
-    Position<float> position[kRows][N];
+    Position<float> position[R][N];
     load_positions(p.flow, at.b, at.y, at.x, p.height, position);
-    Inner taps[kRows][N];
+    Inner taps[R][N];
     if (!inner_taps(position, p.height, p.width, stride_y, stride_x, taps)) {
         one_by_one(position, at.y, at.x, p.height, [&](Position<float> from, int y, int x) {
             const Taps<float> all =
@@ -93,15 +90,15 @@ __global__ void __launch_bounds__(256) warp_occlusion_kernel(WarpOcclusionParams
         });
         return;
     }
-    const int second = at.y + 1 < p.height ? 1 : 0;  // rows below the last are read there and not written
+    const int rows = p.height - at.y;  // below the last the last is read again, and nothing is written
     const int own = at.y * own_y + at.x * own_x, first = at.y * p.width + at.x;
-    float error[kRows][N] = {};
+    float error[R][N] = {};
 #pragma unroll(C > 0 ? C : kUnrollBeside<N>)
     for (int c = 0; c < channels; ++c) {
-        Pack<T, N> value[kRows];
+        Pack<T, N> value[R];
 #pragma unroll
-        for (int r = 0; r < kRows; ++r) {
-            const Pack<T, N> mine = load_pack<N>(frame + own + (r > 0 ? second * own_y : 0));
+        for (int r = 0; r < R; ++r) {
+            const Pack<T, N> mine = load_pack<N>(frame + own + min(r, rows - 1) * own_y);
 #pragma unroll
             for (int n = 0; n < N; ++n) {
                 const float there = inner_sample(neighbour, taps[r][n], stride_x);
@@ -110,17 +107,15 @@ __global__ void __launch_bounds__(256) warp_occlusion_kernel(WarpOcclusionParams
                 store(&value[r].at[n], there);
             }
         }
-        store_pack(out + first, value[0]);
-        if (second) store_pack(out + first + p.width, value[1]);
+        store_rows(out + first, value, p.width, rows);
         frame += p.frame.stride[1];
         neighbour += p.neighbour.stride[1];
         out += plane;
     }
-    Pack<uint8_t, N> seen[kRows];
+    Pack<uint8_t, N> seen[R];
 #pragma unroll
-    for (int i = 0; i < kRows * N; ++i) seen[i / N].at[i % N] = error[i / N][i % N] < limit;
-    store_pack(visible + first, seen[0]);
-    if (second) store_pack(visible + first + p.width, seen[1]);
+    for (int i = 0; i < R * N; ++i) seen[i / N].at[i % N] = error[i / N][i % N] < limit;
+    store_rows(visible + first, seen, p.width, rows);
 }
 
 // ---- launchers ----
@@ -128,8 +123,8 @@ __global__ void __launch_bounds__(256) warp_occlusion_kernel(WarpOcclusionParams
 template <typename T, typename... P, typename... A>
 int run(void (*kernel)(P...), bool packed, int64_t batch, int height, int width, void* stream,
         const A&... args) {
-    const dim3 grid =
-        packed ? pack_grid<kRows, kSpan<T>>(batch, height, width) : pack_grid<kRows, 1>(batch, height, width);
+    const dim3 grid = packed ? pack_grid<kRows<kSpan<T>>, kSpan<T>>(batch, height, width)
+                             : pack_grid<kRows<1>, 1>(batch, height, width);
     return launch(kernel, grid, pixel_block(), 0, stream, args...);
 }
 

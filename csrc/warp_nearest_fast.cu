@@ -40,10 +40,7 @@ __global__ void __launch_bounds__(256) warp_nearest_kernel(WarpNearestParams p) 
             const int offset = from[i / N][i % N];
             value[i / N].at[i % N] = offset < 0 ? S(p.fill) : fetch(image + offset);
         }
-#pragma unroll
-        for (int r = 0; r < R; ++r) {
-            if (at.y + r < p.height) store_pack(out + first + r * p.width, value[r]);
-        }
+        store_rows(out + first, value, p.width, p.height - at.y);
         image += p.image.stride[1];
         out += plane;
     }
