@@ -107,21 +107,6 @@ __global__ void __launch_bounds__(256) consensus_kernel(ConsensusParams p) {
     store_rows(out, own, p.width, p.height - at.y);
 }
 
-bool small_plane(int height, int width, const int64_t (&stride)[3]) {
-    return vda::small_plane(height, width, stride[1], stride[2]);
-}
-
-// Whether the kernel can address the arrays: 32 bits inside a plane, one sample per block in z.
-bool addressable(const ConsensusParams& p) {
-    const auto small = [&](const auto& view) {
-        return view.data == nullptr || small_plane(p.height, p.width, view.stride);
-    };
-    return p.flow.dtype != Dtype::f64 && gridable(p.batch, p.height) && p.height <= kLongestSide &&
-           p.width <= kLongestSide && vda::small_plane(p.height, p.width, p.width, 1) &&
-           vda::small_plane(p.height, p.width, p.flow.stride[2], p.flow.stride[3]) && small(p.label) &&
-           small(p.reference) && small(p.visible) && small(p.confidence) && small(p.reference_confidence);
-}
-
 // Whether every array but the gathered ones can be read in packs.
 bool packed(const ConsensusParams& p) {
     const int64_t* stride = p.confidence.stride;
@@ -147,7 +132,13 @@ int run(const ConsensusParams& p, void* stream) {
 
 int consensus_cuda(const ConsensusParams& p, void* stream) {
     if (p.batch == 0 || p.height == 0 || p.width == 0) return kOk;
-    if (!addressable(p)) return consensus_naive_cuda(p, stream);
+    const bool fast =  // strides of absent arrays are 0
+        p.flow.dtype != Dtype::f64 &&
+        addressable(p.batch, p.height, p.width,
+                    {plane_of(p.flow.stride), plane_of(p.label.stride), plane_of(p.reference.stride),
+                     plane_of(p.visible.stride), plane_of(p.confidence.stride),
+                     plane_of(p.reference_confidence.stride)});
+    if (!fast) return consensus_naive_cuda(p, stream);
     if (p.confidence.data == nullptr) return run<Final>(p, stream);
     return for_float(p.confidence.dtype, [&](auto type) { return run<decltype(type)>(p, stream); });
 }

@@ -121,10 +121,22 @@ inline bool packs(const LabelView& labels, int n) {
     return packs(labels.data, 1, n, labels.stride[2], {labels.stride[0], labels.stride[1]});
 }
 
-// Whether a plane of these strides is addressed by 32-bit offsets from its start.
-inline bool small_plane(int height, int width, int64_t stride_y, int64_t stride_x) {
-    if (stride_y < 0 || stride_x < 0) return false;
-    return (height - 1) * stride_y + (width - 1) * stride_x < (int64_t(1) << 31);
+constexpr int kLongestSide = 1 << 22;  // of a frame: float positions and rounded() are exact, and to spare
+
+// Whether the fast kernels can address these arrays, [.., H, W] with strides of y and x each: 32 bits inside
+// a plane, one sample per block in z. Else the readable ones serve.
+inline bool addressable(int64_t batch, int height, int width,
+                        std::initializer_list<std::pair<int64_t, int64_t>> strides) {
+    const auto small = [&](const std::pair<int64_t, int64_t>& stride) {
+        const auto [y, x] = stride;
+        return y >= 0 && x >= 0 && (height - 1) * y + (width - 1) * x < (int64_t(1) << 31);
+    };
+    return batch <= kMaxGridYZ && height <= 8 * kMaxGridYZ && height <= kLongestSide &&
+           width <= kLongestSide && small({width, 1}) && std::all_of(strides.begin(), strides.end(), small);
+}
+template <size_t dimensions>
+std::pair<int64_t, int64_t> plane_of(const int64_t (&stride)[dimensions]) {
+    return {stride[dimensions - 2], stride[dimensions - 1]};
 }
 
 // Sample b of an array. In bytes, so that the compiler keeps it apart from the offset inside the sample: then
@@ -146,9 +158,6 @@ template <int R, int N>
 dim3 pack_grid(int64_t batch, int height, int width) {
     return dim3(unsigned(ceil_div(width, 32 * N)), unsigned(ceil_div(height, 8 * R)), unsigned(batch));
 }
-// Whether such a grid exists.
-inline bool gridable(int64_t batch, int height) { return batch <= kMaxGridYZ && height <= 8 * kMaxGridYZ; }
-
 template <int R, int N>
 struct PackOfPixels {
     int64_t b;
@@ -227,7 +236,6 @@ __device__ __forceinline__ Position<float> pick(const Position<float> (&at)[R][N
 // adder rounds, ties to even. Everything else, NaN and infinities included, gives a number outside [0, 2^22),
 // hence a pixel of no frame that has at most 2^22 of them a side. One addition instead of two conversions at
 // a quarter of the rate.
-constexpr int kLongestSide = 1 << 22;
 __device__ __forceinline__ int rounded(float at) {
     constexpr float kNoFraction = 12582912.0f;  // 1.5 * 2^23
     return int(__float_as_uint(__fadd_rn(at, kNoFraction)) - 0x4b400000u);

@@ -67,7 +67,7 @@ struct NearTable {
     }
     __device__ __forceinline__ void add(int i, unsigned count) const {
 #if defined(__CUDA_ARCH__)
-        asm volatile("red.shared.add.u32 [%0], %1;" ::"r"(address + 4u * unsigned(i)), "r"(count));
+        asm volatile("red.shared.add.u32 [%0], %1;" ::"r"(address + 4u * unsigned(i)), "r"(count) : "memory");
 #else
         atomicAdd(counters + i, count);
 #endif

@@ -73,15 +73,4 @@ __device__ __forceinline__ void one_by_one(const Position<float> (&position)[R][
     for (int i = 0; i < R * N && y + i / N < height; ++i) body(pick(position, i), y + i / N, x + i % N);
 }
 
-// Whether the kernels can address the arrays: 32 bits inside a plane, one sample per block in z. strides: of
-// [B, C, H, W] each.
-inline bool addressable(int64_t batch, int height, int width, const FlowView& flow,
-                        std::initializer_list<const int64_t*> strides) {
-    const auto small = [&](const int64_t* stride) {
-        return small_plane(height, width, stride[2], stride[3]);
-    };
-    return flow.dtype != Dtype::f64 && gridable(batch, height) && small_plane(height, width, width, 1) &&
-           small(flow.stride) && std::all_of(strides.begin(), strides.end(), small);
-}
-
 }  // namespace vda

@@ -175,28 +175,36 @@ int count(const ThresholdsParams& p, void* stream) {
                   size_t(p.classes) * hot * sizeof(unsigned), stream, p, shares, hot);
 }
 
+template <typename T>
+int refine(const ThresholdsParams& p, void* stream) {
+    TallyShares shares;
+    const int code = divide<T>(p, &shares);
+    if (code != kOk) return code;
+    return launch(refine_kernel<T>, dim3(shares.blocks, 1, 1), dim3(kTallyThreads, 1, 1), 256 * sizeof(Keys),
+                  stream, p, shares);
+}
+
 }  // namespace
 
+// fp16 is exact with kHalfBins, so nobody asks for the rest of it: the readable kernels would serve.
 int thresholds_count_cuda(const ThresholdsParams& p, void* stream) {
     if (p.pixels == 0 || p.classes == 0) return kOk;
     return for_float(p.dtype, [&](auto type) {
         using T = decltype(type);
         if (p.bins == kHalfBins) return count<T, kHalfBins>(p, stream);
-        if constexpr (std::is_same_v<T, half>) return thresholds_count_naive_cuda(p, stream);
-        return count<T, kUpperBins>(p, stream);
+        if constexpr (std::is_same_v<T, half>) {
+            return thresholds_count_naive_cuda(p, stream);
+        } else {
+            return count<T, kUpperBins>(p, stream);
+        }
     });
 }
 
 int thresholds_refine_cuda(const ThresholdsParams& p, void* stream) {
     if (p.pixels == 0 || p.classes == 0) return kOk;
-    return for_float(p.dtype, [&](auto type) {
-        using T = decltype(type);
-        TallyShares shares;
-        const int code = divide<T>(p, &shares);
-        if (code != kOk) return code;
-        return launch(refine_kernel<T>, dim3(shares.blocks, 1, 1), dim3(kTallyThreads, 1, 1),
-                      256 * sizeof(Keys), stream, p, shares);
-    });
+    if (p.dtype == Dtype::f32) return refine<float>(p, stream);
+    if (p.dtype == Dtype::bf16) return refine<bfloat16>(p, stream);
+    return thresholds_refine_naive_cuda(p, stream);
 }
 
 }  // namespace vda

@@ -145,8 +145,8 @@ int run(const WarpBackwardParams& p, void* stream) {
     }
     constexpr int N = kSpan<T>;
     const int64_t* out = p.grad_out.stride;
-    if (p.image.stride[3] == 1 && p.width % N == 0 && packs(p.flow, N) &&
-        packs(p.grad_out.data, sizeof(T), N, out[3], {out[0], out[1], out[2]}) && (N == 1 || out[3] == 1) &&
+    if (p.image.stride[3] == 1 && out[3] == 1 && p.width % N == 0 && packs(p.flow, N) &&
+        packs(p.grad_out.data, sizeof(T), N, 1, {out[0], out[1], out[2]}) &&
         packs(p.grad_flow, sizeof(float), N, 1, {p.width})) {
         return launch(flow_gradient_kernel<T, true>, pack_grid<kRows<N>, N>(p.batch, p.height, p.width),
                       pixel_block(), 0, stream, p);
@@ -159,8 +159,11 @@ int run(const WarpBackwardParams& p, void* stream) {
 
 int warp_backward_cuda(const WarpBackwardParams& p, void* stream) {
     if (p.batch == 0 || p.height == 0 || p.width == 0) return kOk;
-    const bool fast = p.dtype != Dtype::f64 && p.mode == Mode::bilinear && p.fixed_point == nullptr &&
-                      addressable(p.batch, p.height, p.width, p.flow, {p.grad_out.stride, p.image.stride});
+    const bool fast =
+        p.dtype != Dtype::f64 && p.flow.dtype != Dtype::f64 && p.mode == Mode::bilinear &&
+        p.fixed_point == nullptr &&
+        addressable(p.batch, p.height, p.width,
+                    {plane_of(p.flow.stride), plane_of(p.grad_out.stride), plane_of(p.image.stride)});
     if (!fast) return warp_backward_naive_cuda(p, stream);
     if (p.grad_image == nullptr && p.grad_flow == nullptr) return kOk;
     return for_float(p.dtype, [&](auto type) { return run<decltype(type)>(p, stream); });

@@ -132,9 +132,10 @@ int run(void (*kernel)(P...), bool packed, int64_t batch, int height, int width,
 
 int warp_cuda(const WarpParams& p, void* stream) {
     if (p.batch == 0 || p.height == 0 || p.width == 0) return kOk;
-    if (p.dtype == Dtype::f64 || !addressable(p.batch, p.height, p.width, p.flow, {p.image.stride})) {
-        return warp_naive_cuda(p, stream);
-    }
+    const bool fast =
+        p.dtype != Dtype::f64 && p.flow.dtype != Dtype::f64 &&
+        addressable(p.batch, p.height, p.width, {plane_of(p.flow.stride), plane_of(p.image.stride)});
+    if (!fast) return warp_naive_cuda(p, stream);
     return for_float(p.dtype, [&](auto type) {
         using T = decltype(type);
         if (has_channels_last(p)) return launch_channels_last<T>(p, stream);
@@ -149,10 +150,11 @@ int warp_cuda(const WarpParams& p, void* stream) {
 
 int warp_occlusion_cuda(const WarpOcclusionParams& p, void* stream) {
     if (p.batch == 0 || p.height == 0 || p.width == 0) return kOk;
-    if (p.dtype == Dtype::f64 ||
-        !addressable(p.batch, p.height, p.width, p.flow, {p.frame.stride, p.neighbour.stride})) {
-        return warp_occlusion_naive_cuda(p, stream);
-    }
+    const bool fast =
+        p.dtype != Dtype::f64 && p.flow.dtype != Dtype::f64 &&
+        addressable(p.batch, p.height, p.width,
+                    {plane_of(p.flow.stride), plane_of(p.frame.stride), plane_of(p.neighbour.stride)});
+    if (!fast) return warp_occlusion_naive_cuda(p, stream);
     return for_float(p.dtype, [&](auto type) {
         using T = decltype(type);
         constexpr int N = kSpan<T>;

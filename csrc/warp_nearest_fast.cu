@@ -1,7 +1,7 @@
 // Fast CUDA kernel of warp.h's nearest warp: elements are copied, 8 pixels per thread with labels of a byte
 // (flow in accesses of 16 bytes, labels of 4), 4 with larger ones. Bytes per pixel with fp32 flow: 8 + 2 per
 // byte of the element, so 10 for labels.
-#include "taps.cuh"
+#include "pack.cuh"
 #include "warp.h"
 
 namespace vda {
@@ -61,8 +61,9 @@ int run(const WarpNearestParams& p, void* stream) {
 
 int warp_nearest_cuda(const WarpNearestParams& p, void* stream) {
     if (p.batch == 0 || p.height == 0 || p.width == 0) return kOk;
-    const bool fast = !p.double_flow && p.height <= kLongestSide && p.width <= kLongestSide &&
-                      addressable(p.batch, p.height, p.width, p.flow, {p.image.stride});
+    const bool fast =
+        !p.double_flow && p.flow.dtype != Dtype::f64 &&
+        addressable(p.batch, p.height, p.width, {plane_of(p.flow.stride), plane_of(p.image.stride)});
     if (!fast) return warp_nearest_naive_cuda(p, stream);
     switch (p.element_size) {
         case 1:

@@ -138,7 +138,8 @@ def test_gradients_alone_and_together(
         exact = image.float().requires_grad_(), flow.clone().requires_grad_()
         wanted = torch.autograd.grad(warp_reference(*exact, padding=padding), exact, weight.float())
         for needs in ((True, True), (True, False), (False, True)):
-            for some, grad in zip(shapes_of(image), shapes_of(weight), strict=True):
+            layouts_of_one = [(x, weight) for x in shapes_of(image)] + [(image, x) for x in shapes_of(weight)]
+            for some, grad in [*layouts_of_one, *zip(shapes_of(image), shapes_of(weight), strict=True)]:
                 given = [x.detach().requires_grad_(need) for x, need in zip((some, flow), needs, strict=True)]
                 inputs = [x for x, need in zip(given, needs, strict=True) if need]
                 found = list(torch.autograd.grad(warp(*given, padding=padding), inputs, grad))
@@ -147,6 +148,16 @@ def test_gradients_alone_and_together(
                     torch.testing.assert_close(found.pop(0).float(), wanted[0], atol=tolerance, rtol=tolerance)
                 if needs[1]:
                     torch.testing.assert_close(found.pop(), wanted[1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_gradient_of_a_sum_has_zero_strides(backend: Backend, dtype: torch.dtype) -> None:
+    image = torch.rand(2, 3, 4, 40).to(backend.device, dtype)
+    flow = smooth_flow(2, 4, 40, 0.1).to(backend.device).requires_grad_()
+    exact = flow.detach().clone().requires_grad_()
+    warp(image, flow).float().sum().backward()
+    warp_reference(image.float(), exact).sum().backward()
+    torch.testing.assert_close(flow.grad, exact.grad, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("mode", "padding"), MODES)
