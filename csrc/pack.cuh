@@ -1,12 +1,13 @@
 // Several neighbouring pixels per thread, for the kernels that are bound by memory: packs of elements that
 // move in one access, and the positions that a pack of flow points to.
 //
-// How many pixels? Streams would take 16 bytes per thread, but a gather puts neighbouring lanes on
-// neighbouring pixels of the sampled image only if a thread's own pixels span few bytes there: L1 answers
-// from 32 banks of 4 bytes, so lanes that lie 16 bytes apart cost four passes. With fp32 and 19 planes that
-// is 360 passes per 32 pixels against some 300 cycles of device memory: bound by L1. Hence 4 bytes of the
-// sampled image per thread and row (1 pixel of fp32, 2 of 16 bit, 4 labels of a byte), and several rows per
-// thread for loads in flight.
+// How many pixels? Streams alone would take 16 bytes per thread. But L1 answers a gather from 32 banks of 4
+// bytes: lanes whose pixels lie 16 bytes apart in the sampled image cost four passes where neighbours cost
+// one. For 19 planes of fp32 that makes 360 passes per 32 pixels, while an H200's device memory delivers
+// their 160 bytes each in about 300 cycles of a multiprocessor; for RGB 63 against 84. With 4 bytes of the
+// sampled image per thread (1 pixel of fp32, 2 of 16 bit, 4 labels of a byte) it is 135 and 27. A stream
+// loses nothing: a warp still reads whole lines of 128 bytes, and several rows per thread keep as much in
+// flight as wider accesses would. Figures are worked out, not measured; kSpanBytes of 8 and 16 work too.
 #pragma once
 
 #include <initializer_list>
@@ -150,6 +151,16 @@ __device__ __forceinline__ T* sample_of(void* data, int64_t b, int64_t stride) {
     return reinterpret_cast<T*>(static_cast<char*>(data) + b * (stride * int(sizeof(T))));
 }
 
+// The same pointer, of which the compiler no longer knows where it comes from. With elements of a byte it
+// would merge the two sums above after all, and do the first one anew at every gather.
+template <typename T>
+__device__ __forceinline__ const T* as_is(const T* pointer) {
+#if defined(__CUDA_ARCH__)
+    asm("" : "+l"(pointer));
+#endif
+    return pointer;
+}
+
 // ---- the pixels of a thread ----
 
 // A block takes 8 R rows of 32 packs of N pixels; each thread R rows of one pack. One sample per block in z,
@@ -158,6 +169,7 @@ template <int R, int N>
 dim3 pack_grid(int64_t batch, int height, int width) {
     return dim3(unsigned(ceil_div(width, 32 * N)), unsigned(ceil_div(height, 8 * R)), unsigned(batch));
 }
+
 template <int R, int N>
 struct PackOfPixels {
     int64_t b;
@@ -201,14 +213,14 @@ __device__ __forceinline__ void load_positions(const FlowView& flow, int64_t b, 
 #pragma unroll
         for (int n = 0; n < N; ++n) {
             at[r][n] = {float(x) + float(n) + in_pixels(along_x[r].at[n]),  // the first sum is exact
-                        float(y + r) + in_pixels(along_y[r].at[n])};
+                        float(min(y + r, height - 1)) + in_pixels(along_y[r].at[n])};
         }
     }
 }
 }  // namespace detail
 
-// Sample positions of the N pixels from x on in rows y, y + 1 .. of image b. Rows below the last read its
-// flow: harmless, and cheaper than a branch around the loads. The type is the same for all threads; float
+// Sample positions of the N pixels from x on in rows y, y + 1 .. of image b. Rows below the last are the last
+// again: harmless, and cheaper than a branch around the loads. The type is the same for all threads; float
 // first, because it is the usual one.
 template <int R, int N>
 __device__ __forceinline__ void load_positions(const FlowView& flow, int64_t b, int y, int x, int height,
@@ -247,9 +259,12 @@ __device__ __forceinline__ Pixel nearest_of(Position<float> p, int height, int w
     return {y, x, unsigned(x) < unsigned(width) && unsigned(y) < unsigned(height)};
 }
 
-// Its element offset in a plane, 0 where there is none.
-__device__ __forceinline__ int offset_of(const Pixel& pixel, int64_t stride_y, int64_t stride_x) {
-    return pixel.exists ? pixel.y * int(stride_y) + pixel.x * int(stride_x) : 0;
+// Its element offset in a plane; of the first element where there is no such pixel, so that the read needs no
+// branch.
+template <size_t dimensions>
+__device__ __forceinline__ int offset_of(const Pixel& pixel, const int64_t (&stride)[dimensions]) {
+    const int y = int(stride[dimensions - 2]), x = int(stride[dimensions - 1]);
+    return pixel.exists ? pixel.y * y + pixel.x * x : 0;
 }
 
 // Padding::border: where a position is, it lies in the frame; nowhere stays nowhere.

@@ -1,11 +1,11 @@
 // Fast CUDA kernels of warp.h's bilinear gradients.
 //
 // The flow's gradient alone is a gather like warp itself: 2 rows of 1 or 2 pixels per thread, no atomics; RGB
-// in fp32 40 bytes per pixel. The image's is a scatter of 4 C additions per pixel. They go to L2, and there
-// each instruction of a warp counts, so neighbours share: where the next pixel lands one pixel further, as
-// nearly everywhere, its left taps are this one's right taps, and it adds both: 2 C additions. Asked for both
-// gradients, one kernel reads flow and incoming gradient once. Other modes, and sums in fixed point, are done
-// by warp.cu.
+// in fp32 40 bytes per pixel. The image's is a scatter of 4 C additions per pixel, which L2 carries out; it
+// is their number that counts there, so neighbours share: where the next pixel lands one pixel further, as
+// nearly everywhere, its left taps are this one's right taps, and it adds for both: 2 C additions. Asked for
+// both gradients, one kernel reads flow and incoming gradient once. Other modes, and sums in fixed point, are
+// done by warp.cu.
 #include "taps.cuh"
 #include "warp.h"
 
@@ -66,6 +66,25 @@ __global__ void __launch_bounds__(256) flow_gradient_kernel(WarpBackwardParams p
 
 // ---- gradient of the image, and of the flow with it ----
 
+// A pixel whose taps are not all in the frame, all channels; grad_out, image and grad_image of its sample.
+template <typename T, bool Flow>
+__device__ __forceinline__ void add_edge(const WarpBackwardParams& p, Position<float> position,
+                                         const T* grad_out, const T* image, float* grad_image, float& gx,
+                                         float& gy) {
+    const int64_t plane = int64_t(p.height) * p.width;
+    const Taps<float> to = bilinear_taps(position, p.height, p.width, p.width, 1, p.padding);
+    const Taps<float> from =
+        bilinear_taps(position, p.height, p.width, p.image.stride[2], p.image.stride[3], p.padding);
+    for (int c = 0; c < p.channels; ++c) {
+        const float grad = load(grad_out + c * p.grad_out.stride[1]);
+        for (int tap = 0; tap < 4; ++tap) {
+            if (to.offset[tap] < 0) continue;
+            atomicAdd(grad_image + c * plane + to.offset[tap], to.weight(tap) * grad);
+        }
+        if constexpr (Flow) add_flow_gradient(grad, image + c * p.image.stride[1], from, gx, gy);
+    }
+}
+
 // A warp is 32 neighbours of a row and stays together; a lane beyond the row's end has nothing to add.
 template <typename T, bool Flow>
 __global__ void __launch_bounds__(256) image_gradient_kernel(WarpBackwardParams p) {
@@ -78,29 +97,16 @@ __global__ void __launch_bounds__(256) image_gradient_kernel(WarpBackwardParams 
                         (at.y * int(p.grad_out.stride[2]) + x * int(p.grad_out.stride[3]));
     const T* image = sample_of<T>(p.image.data, at.b, p.image.stride[0]);
     float* grad_image = sample_of<float>(p.grad_image, at.b, p.channels * plane);
-    const int stride_y = int(p.image.stride[2]), stride_x = int(p.image.stride[3]);
 
-    Position<float> positions[1][1];
-    load_positions(p.flow, at.b, at.y, x, p.height, positions);
-    const Position<float> position = positions[0][0];
-    const bool inside = exists && is_inner(position, p.height, p.width);
+    Position<float> position[1][1];
+    load_positions(p.flow, at.b, at.y, x, p.height, position);
+    const bool inside = exists && is_inner(position[0][0], p.height, p.width);
     float gx = 0, gy = 0;
-    if (exists && !inside) {
-        const Taps<float> to = bilinear_taps(position, p.height, p.width, p.width, 1, p.padding);
-        const Taps<float> from = bilinear_taps(position, p.height, p.width, stride_y, stride_x, p.padding);
-        for (int c = 0; c < p.channels; ++c) {
-            const float grad = load(grad_out + c * p.grad_out.stride[1]);
-            for (int tap = 0; tap < 4; ++tap) {
-                if (to.offset[tap] < 0) continue;
-                atomicAdd(grad_image + c * plane + to.offset[tap], to.weight(tap) * grad);
-            }
-            if constexpr (Flow) add_flow_gradient(grad, image + c * p.image.stride[1], from, gx, gy);
-        }
-    }
-    const Inner to = inside ? inner_taps(position, p.width, 1) : Inner{-2, -2, 0.0f, 0.0f};
-    Inner from{};
-    if constexpr (Flow) {
-        if (inside) from = inner_taps(position, stride_y, stride_x);
+    if (exists && !inside) add_edge<T, Flow>(p, position[0][0], grad_out, image, grad_image, gx, gy);
+    Inner to{-2, -2, 0.0f, 0.0f}, from{};
+    if (inside) {
+        to = inner_taps(position[0][0], p.width, 1);
+        from = inner_taps(position[0][0], int(p.image.stride[2]), int(p.image.stride[3]));
     }
     const int before = __shfl_up_sync(kAllLanes, to.top, 1u), after = __shfl_down_sync(kAllLanes, to.top, 1u);
     const bool takes = inside && lane > 0 && before + 1 == to.top;
@@ -123,7 +129,7 @@ __global__ void __launch_bounds__(256) image_gradient_kernel(WarpBackwardParams 
                 atomicAdd(grad_image + to.top + 1, tr);
                 atomicAdd(grad_image + to.bottom + 1, br);
             }
-            if constexpr (Flow) add_inner_gradient(grad, image, from, stride_x, gx, gy);
+            if constexpr (Flow) add_inner_gradient(grad, image, from, int(p.image.stride[3]), gx, gy);
         }
         grad_out += p.grad_out.stride[1];
         image += p.image.stride[1];

@@ -23,22 +23,23 @@ __global__ void __launch_bounds__(256) warp_nearest_kernel(WarpNearestParams p) 
     load_positions(p.flow, at.b, at.y, at.x, p.height, position);
     if (p.padding == Padding::border) clamp_to_border(position, p.height, p.width);
     int from[R][N];
+    bool exists[R][N];
 #pragma unroll
     for (int i = 0; i < R * N; ++i) {
         const Pixel pixel = nearest_of(position[i / N][i % N], p.height, p.width);
-        from[i / N][i % N] =
-            pixel.exists ? pixel.y * int(p.image.stride[2]) + pixel.x * int(p.image.stride[3]) : -1;
+        from[i / N][i % N] = offset_of(pixel, p.image.stride);
+        exists[i / N][i % N] = pixel.exists;
     }
     const int64_t plane = int64_t(p.height) * p.width;
-    const S* image = sample_of<S>(p.image.data, at.b, p.image.stride[0]);
+    const S* image = as_is(sample_of<S>(p.image.data, at.b, p.image.stride[0]));
     S* out = sample_of<S>(p.out, at.b, p.channels * plane);
     const int first = at.y * p.width + at.x;
     for (int c = 0; c < p.channels; ++c) {
         Pack<S, N> value[R];
 #pragma unroll
         for (int i = 0; i < R * N; ++i) {
-            const int offset = from[i / N][i % N];
-            value[i / N].at[i % N] = offset < 0 ? S(p.fill) : fetch(image + offset);
+            const S there = fetch(image + from[i / N][i % N]);
+            value[i / N].at[i % N] = exists[i / N][i % N] ? there : S(p.fill);
         }
         store_rows(out + first, value, p.width, p.height - at.y);
         image += p.image.stride[1];
