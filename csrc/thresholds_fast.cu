@@ -1,6 +1,6 @@
 // Fast CUDA kernels of thresholds.h that read the pixels: count and refine. 3 bytes per pixel with fp16, 5
-// with fp32, each read once. At 3 bytes an H200 has about 22 instructions of a warp for 32 pixels, hence the
-// bit tricks; tally.cuh has what keeps atomics few.
+// with fp32, each read once. At 3 bytes an H200 has about 22 instructions of a warp for 32 pixels, an A100 or
+// H100 32, hence the bit tricks: 12 for a pixel of the favourite cell (tally.cuh), 21 for another.
 //
 // What a thread does not count in a register goes, in count, to a table of the block in shared memory: the
 // highest bins of every class as 32-bit counters, added to the table of all in L2 at the end. 80 KB of them:
