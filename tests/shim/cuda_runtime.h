@@ -40,6 +40,21 @@ enum cudaError_t : int { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9, cud
 const char* cudaGetErrorString(cudaError_t code);
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
+inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+
+enum cudaDeviceAttr {
+    cudaDevAttrMultiProcessorCount,
+    cudaDevAttrComputeCapabilityMajor,
+    cudaDevAttrComputeCapabilityMinor,
+    cudaDevAttrMaxSharedMemoryPerBlockOptin,
+};
+namespace shim {
+// Of a GPU with the compute capability VDA_SHIM_CAPABILITY=<10 major + minor> (unset: 90), 4 multiprocessors.
+int attribute(cudaDeviceAttr which);
+}  // namespace shim
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
+    return *value = shim::attribute(which), cudaSuccess;
+}
 
 namespace shim {
 

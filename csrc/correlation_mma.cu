@@ -1,0 +1,263 @@
+// Forward correlation on tensor cores: fp16 and bf16, and fp32 rounded to TF32.
+//
+// A block keeps its f1 tile (8 x 32 pixels x 512 bytes of channels) in registers as operand A, 128 registers
+// per thread, and streams the rows of f2 through a ring in shared memory. A row is complete in its channels,
+// so its sums are final at once: 24 accumulators per thread, however large D is. Per row of f2 a block at C =
+// 256 and D = 21 copies 36 KB from L2, loads 8 x 12 KB of B operands (768 clocks at 128 bytes per clock),
+// issues up to 768 mma (1 clock each at the full rate) and moves 21 KB of results through shared memory on
+// their way to runs of 32 consecutive x. More than 512 bytes of channels take several passes over fp32
+// partial sums.
+#include "correlation_plan.cuh"
+
+namespace vda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kPixelBytes = 512;          // of one pixel in a stage; bank conflicts are avoided by swizzled()
+constexpr int kPairs = kPixelBytes / 64;  // 64 bytes of channels: two k-steps of 32
+constexpr int kStageBytes = kMaxSlots * kPixelBytes;
+constexpr int kStagingBytes = kTileRows * kBandPitch * int(sizeof(float));
+constexpr int kF1Items = 4;  // the f1 tile comes through the ring as well, two rows at a time
+
+using Sums = float[2][3][4];                // [m16 tile][n8 tile of the window][of mma]
+using Pixels = uint32_t[2][2 * kPairs][4];  // [m16 tile][k-step][of mma]
+
+// What a block does: rows [0, rows) of f2 (counted from vertical displacement j0 of the first pixel row),
+// whose results are vertical displacements [j0, j1) and horizontal ones [i0, i0 + count).
+struct Share {
+    int j0, j1, i0, count, rows;
+};
+
+template <typename T>
+struct Block {
+    const ForwardJob& job;
+    Tile tile;
+    Share share;
+    Ring ring;
+    float* staging;
+    int warp, lane;
+
+    __device__ void load_f1(int item, SharedAddress stage) const {
+        const uint4* sample = job.f1.data + tile.b * job.f1.sample;
+        for (int r = 0; r < 2; ++r) {
+            const int y = tile.y + (2 * item + r) * job.tiling.stride;
+            load_row(
+                job.f1, sample, job.tiling.width, y, y < job.tiling.height, kTileSlots,
+                [&](int slot) { return job.tiling.x_of(tile, slot); },
+                [&](int slot, int unit) {
+                    // The other key of the second row: 4 pixels of either row are read at once.
+                    return stage + (r * kTileSlots + slot) * kPixelBytes + 16 * swizzled(slot + 4 * r, unit);
+                });
+        }
+    }
+    __device__ void load_f2(int k, SharedAddress stage) const {
+        const int y = job.tiling.other_y(tile, share.j0 + k);
+        if (y < 0 || y >= job.tiling.height) return;
+        load_row(
+            job.f2, job.f2.data + tile.b * job.f2.sample, job.tiling.width, y, true, job.tiling.slots(),
+            [&](int slot) { return job.tiling.other_x(tile, share.i0, slot); },
+            [&](int slot, int unit) { return stage + slot * kPixelBytes + 16 * swizzled(slot, unit); });
+    }
+    __device__ void start(int item) {
+        if (item < kF1Items + share.rows) {
+            const SharedAddress stage = ring.in();
+            if (item < kF1Items)
+                load_f1(item, stage);
+            else
+                load_f2(item - kF1Items, stage);
+        }
+        commit_copies();  // an empty group where there is no item, so that counting groups counts items
+    }
+    // The stage of this item, complete for all threads; starts a later item's copies into the stage that the
+    // barrier has just freed.
+    __device__ SharedAddress finish(int item) {
+        wait_copies(ring.stages - 2);
+        __syncthreads();
+        start(item + ring.stages - 1);
+        return ring.out();
+    }
+
+    // 8 pixels x 64 bytes, the pair-th 64 of each, as operand registers: r[0], r[1] of the first k-step,
+    // r[2], r[3] of the second. `row` is what lane_row() gave.
+    __device__ static SharedAddress lane_row(SharedAddress pixel, int key_slot, int lane) {
+        return pixel + 16 * swizzled(key_slot, lane / 8);
+    }
+    __device__ static void load_pair(uint32_t (&r)[4], SharedAddress even, SharedAddress odd, int pair) {
+        load_matrices(r, (pair % 2 == 0 ? even : odd) + pair / 2 * 128);
+        if constexpr (sizeof(T) == 4) {
+            for (uint32_t& value : r) value = round_to_tf32(value);
+        }
+    }
+
+    // Rows 2 item, 2 item + 1 of the tile: the upper (rows g) or lower (g + 8) half of operand A.
+    template <int kItem>
+    __device__ void take_f1(SharedAddress stage, Pixels& pixels) const {
+        const int r = lane % 8 / 4, slot = 4 * warp + lane % 4;
+        const SharedAddress pixel = stage + (r * kTileSlots + slot) * kPixelBytes;
+        const int key = slot + 4 * r;
+        const SharedAddress even = pixel + 16 * swizzled(key, lane / 8);
+        const SharedAddress odd = pixel + 16 * swizzled(key, 4 + lane / 8);
+#pragma unroll
+        for (int pair = 0; pair < kPairs; ++pair) {
+            uint32_t r4[4];
+            load_pair(r4, even, odd, pair);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) pixels[kItem / 2][2 * pair + i / 2][kItem % 2 + 2 * (i % 2)] = r4[i];
+        }
+    }
+
+    // sums += f1 . f2 for m16 tiles [kBegin, kEnd) and kColumns n8 tiles of the row in `stage`. Loads run one
+    // pair ahead of the products; the last one may read channels that nobody wrote, and drops them.
+    template <int kBegin, int kEnd, int kColumns>
+    __device__ void multiply(const Pixels& pixels, SharedAddress stage, Sums& sums) const {
+        const int slot = job.tiling.first_other_slot(warp) + lane % 8, pairs = ceil_div(job.f2.units, 4);
+        const SharedAddress pixel = stage + slot * kPixelBytes;
+        const SharedAddress even = pixel + 16 * swizzled(slot, lane / 8);
+        const SharedAddress odd = pixel + 16 * swizzled(slot, 4 + lane / 8);
+        uint32_t b[2][kColumns][4];
+#pragma unroll
+        for (int n = 0; n < kColumns; ++n)
+            load_pair(b[0][n], even + 8 * n * kPixelBytes, odd + 8 * n * kPixelBytes, 0);
+#pragma unroll
+        for (int pair = 0; pair < kPairs; ++pair) {
+            if (pair >= pairs) break;
+            if (pair + 1 < kPairs) {
+#pragma unroll
+                for (int n = 0; n < kColumns; ++n)
+                    load_pair(b[(pair + 1) % 2][n], even + 8 * n * kPixelBytes, odd + 8 * n * kPixelBytes,
+                              pair + 1);
+            }
+#pragma unroll
+            for (int step = 0; step < 2; ++step) {
+#pragma unroll
+                for (int n = 0; n < kColumns; ++n) {
+#pragma unroll
+                    for (int m = kBegin; m < kEnd; ++m) {
+                        multiply_add(sums[m][n], pixels[m][2 * pair + step], b[pair % 2][n][2 * step],
+                                     b[pair % 2][n][2 * step + 1], T());
+                    }
+                }
+            }
+        }
+    }
+    template <int kBegin, int kEnd>
+    __device__ void multiply(const Pixels& pixels, SharedAddress stage, Sums& sums) const {
+        const int columns = ceil_div(share.count + 3, 8);
+        if (columns == 3)
+            multiply<kBegin, kEnd, 3>(pixels, stage, sums);
+        else if (columns == 2)
+            multiply<kBegin, kEnd, 2>(pixels, stage, sums);
+        else
+            multiply<kBegin, kEnd, 1>(pixels, stage, sums);
+    }
+    // Row k of f2 meets pixel rows a of vertical displacement j0 + k - a in [j0, j1): one m16 tile or both.
+    __device__ void multiply_row(const Pixels& pixels, int k, SharedAddress stage, Sums& sums) const {
+        const bool upper = k < share.j1 - share.j0 + 3, lower = k >= 4;
+        if (upper && lower)
+            multiply<0, 2>(pixels, stage, sums);
+        else if (upper)
+            multiply<0, 1>(pixels, stage, sums);
+        else
+            multiply<1, 2>(pixels, stage, sums);
+    }
+
+    // Pixel (a, slot) and column n of the window are displacement n - slot % 4.
+    __device__ void stage_sums(const Sums& sums, float* to) const {
+        const int g = lane / 4, t = lane % 4, i0 = 2 * t - g % 4;
+        float* at = to + g / 4 * kBandPitch + i0 * kSlotPitch + 4 * warp + g % 4;
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+#pragma unroll
+            for (int n = 0; n < 3; ++n) {
+#pragma unroll
+                for (int e = 0; e < 4; ++e) {
+                    const int a = 4 * m + e / 2 * 2, i = 8 * n + e % 2;
+                    if (unsigned(i0 + i) < unsigned(share.count))
+                        at[a * kBandPitch + i * kSlotPitch] = sums[m][n][e];
+                }
+            }
+        }
+    }
+
+    template <int N>
+    __device__ void store_sums(int k, const float* from) const {
+        const int d = job.tiling.displacements();
+        const int64_t plane = int64_t(job.tiling.height) * job.tiling.width;
+        // Displacement (j, i) of this thread's pixel row a; j = j0 + k - a.
+        const int a = int(threadIdx.x) / (kTileSlots / N) % kTileRows, j = share.j0 + k - a;
+        const int64_t first = ((tile.b * d + j) * d + share.i0) * plane;
+        for_each_run<N>(
+            job.tiling, tile, from, kBandPitch, share.count,
+            [&](int) { return j >= share.j0 && j < share.j1; },
+            [&](int offset, int i, float (&v)[N]) { job.template store<T>(first + i * plane + offset, v); });
+    }
+    __device__ void store_row(int k, const float* from) const {
+        if (job.vector)
+            store_sums<4>(k, from);
+        else
+            store_sums<1>(k, from);
+    }
+};
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads, 1) correlation_mma_kernel(ForwardJob job) {
+    unsigned char* shared = dynamic_shared<unsigned char>();
+    const Tile tile = job.tiling.tile(blockIdx.x);
+    if (job.tiling.empty(tile)) return;
+    const int d = job.tiling.displacements(), split = tile.layer % job.splits, band = tile.layer / job.splits;
+    const int j0 = d * split / job.splits, j1 = d * (split + 1) / job.splits, i0 = band * kBand;
+    Block<T> block{job,
+                   tile,
+                   {j0, j1, i0, min(kBand, d - i0), j1 - j0 + kTileRows - 1},
+                   {shared_address(shared), kStageBytes, job.stages},
+                   reinterpret_cast<float*>(shared + job.stages * kStageBytes),
+                   int(threadIdx.x) / 32,
+                   int(threadIdx.x) % 32};
+    Pixels pixels;
+    for (int item = 0; item < job.stages - 1; ++item) block.start(item);
+    block.template take_f1<0>(block.finish(0), pixels);
+    block.template take_f1<1>(block.finish(1), pixels);
+    block.template take_f1<2>(block.finish(2), pixels);
+    block.template take_f1<3>(block.finish(3), pixels);
+    // With two staging buffers the barrier of finish() is the only one per row: while some warps still
+    // multiply, others write results out.
+    const int buffer = job.staging_buffers == 2 ? kTileRows * kBandPitch : 0;
+    for (int k = 0; k < block.share.rows; ++k) {
+        const SharedAddress stage = block.finish(kF1Items + k);
+        if (k > 0) block.store_row(k - 1, block.staging + (k - 1) % 2 * buffer);
+        Sums sums = {};
+        if (job.tiling.other_exists(tile, j0 + k)) block.multiply_row(pixels, k, stage, sums);
+        if (job.staging_buffers == 1) __syncthreads();
+        block.stage_sums(sums, block.staging + k % 2 * buffer);
+    }
+    __syncthreads();
+    block.store_row(block.share.rows - 1, block.staging + (block.share.rows - 1) % 2 * buffer);
+}
+
+}  // namespace
+
+int correlation_mma(ForwardJob job, const Gpu& gpu, void* stream) {
+    job.stages = 4, job.staging_buffers = 2;
+    const auto bytes = [&] { return job.stages * kStageBytes + job.staging_buffers * kStagingBytes; };
+    if (bytes() > gpu.shared_bytes) job.stages = 3;                           // 8.0: 153 of 163 KB
+    if (bytes() > gpu.shared_bytes) job.stages = 2, job.staging_buffers = 1;  // 8.6, 8.9, 12.0: 94.5 of 99 KB
+    // Few tiles: share the vertical displacements of a tile out. A block costs a row of time per row of f2
+    // and about 6 to fetch f1.
+    const int bands = job.tiling.bands(), d = job.tiling.displacements();
+    job.tiling.layers = bands;
+    const int64_t blocks = job.tiling.blocks();
+    int64_t best = INT64_MAX;
+    for (int splits = 1; splits <= std::min(d, 8); ++splits) {
+        const int64_t cost = ceil_div<int64_t>(blocks * splits, gpu.multiprocessors) *
+                             (ceil_div(d, splits) + kTileRows - 1 + 6);
+        if (cost < best) best = cost, job.splits = splits;
+    }
+    job.tiling.layers = bands * job.splits;
+    if (job.tiling.blocks() > INT32_MAX) return kBadSize;
+    return for_float(job.dtype, [&](auto type) {
+        return launch(correlation_mma_kernel<decltype(type)>, dim3(unsigned(job.tiling.blocks())),
+                      dim3(kThreads), size_t(bytes()), stream, job);
+    });
+}
+
+}  // namespace vda

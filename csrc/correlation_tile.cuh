@@ -1,0 +1,197 @@
+// What the fast kernels of correlation.h share: how the frame is cut into blocks, how pixels get into shared
+// memory, how results get out.
+//
+// A stride s makes s x s interleaved lattices; on one of them the displacements are a dense D x D window. A
+// block owns a tile of 8 rows of one lattice by 32 pixels: with stride 2 those are 16 columns of either x
+// parity, so that planes are read and written in runs of 32 neighbouring x; with other strides 32 columns of
+// one lattice. Slot 16 q + X of a row is column X of its half q. Warp w of the tensor core kernels owns slots
+// 4 w .. 4 w + 3, that is 8 x 4 pixels of one lattice: two m16 tiles of 4 x 4, one above the other. A row of
+// the other frame (24 of its columns for D = 21) serves both, which saves 42 % of the loads; 441 of the 24 x
+// 24 products per pixel are wanted, 76.6 %.
+#pragma once
+
+#include "correlation.h"
+#include "mma.cuh"
+
+namespace vda {
+
+constexpr int kTileRows = 8;
+constexpr int kTileSlots = 32;
+constexpr int kBand = 21;  // displacements along x that a block holds at once; FlowNetC has just these
+constexpr int kWindow = kBand + 3;  // columns of the other frame that 4 columns meet in one band
+constexpr int kMaxSlots = 72;       // of a row of the other frame: 2 (16 + 20)
+
+// A channels-last map; distances in units of 16 bytes.
+struct Features {
+    const uint4* data;
+    int64_t sample;
+    int row, pixel;
+    int units;  // that each pixel has
+};
+
+struct Tile {
+    int64_t b;
+    int layer;  // which share of the work on these pixels
+    int y, x;   // first pixel; outside the frame where there is nothing to do
+};
+
+struct Tiling {
+    int64_t batch;
+    int height, width, radius, stride;
+    int layers;         // blocks per tile
+    int window;         // columns that 4 columns meet, a multiple of 8
+    int parities;       // x parities per block: 2 with stride 2, else 1
+    int columns, rows;  // tiles along x and y, of each lattice
+    int lattices_x, lattices_y;
+
+    VDA_HD int displacements() const { return 2 * radius + 1; }
+    VDA_HD int bands() const { return ceil_div(displacements(), kBand); }
+    int64_t blocks() const { return batch * layers * columns * lattices_x * int64_t(rows) * lattices_y; }
+    VDA_HD Tile tile(int64_t block) const {
+        Tile t;
+        const int column = int(block % columns);
+        block /= columns;
+        t.x = column * kTileSlots * (parities == 2 ? 1 : stride) + int(block % lattices_x);
+        block /= lattices_x;
+        const int row = int(block % rows);
+        block /= rows;
+        t.y = row * kTileRows * stride + int(block % lattices_y);
+        block /= lattices_y;
+        t.layer = int(block % layers);
+        t.b = block / layers;
+        return t;
+    }
+    VDA_HD bool empty(const Tile& t) const { return t.x >= width || t.y >= height; }
+    VDA_HD int x_of(const Tile& t, int slot) const {
+        return t.x + slot % 16 * stride + slot / 16 * (parities == 2 ? 1 : 16 * stride);
+    }
+    // Slot that neighbours slot 0 along x, the n-th: stores of consecutive x.
+    VDA_HD int slot_of_run(int n) const { return parities == 2 ? n % 2 * 16 + n / 2 : n; }
+    VDA_HD int x_of_run(const Tile& t, int n) const { return t.x + n * (parities == 2 ? 1 : stride); }
+
+    // The other frame: row k of a tile (pixel row a meets it at vertical displacement k - a), and the slots
+    // of such a row that begins at displacement i0. Every parity has its own run of span() columns.
+    VDA_HD int span() const { return kTileSlots / parities + window - 4; }
+    VDA_HD int slots() const { return parities * span(); }
+    VDA_HD int other_rows() const { return displacements() + kTileRows - 1; }
+    VDA_HD int other_y(const Tile& t, int k) const { return t.y + (k - radius) * stride; }
+    VDA_HD bool other_exists(const Tile& t, int k) const {
+        const int y = other_y(t, k);
+        return y >= 0 && y < height;
+    }
+    VDA_HD int other_x(const Tile& t, int i0, int slot) const {
+        const int q = slot >= span();
+        return t.x + q + (slot - q * span() + i0 - radius) * stride;
+    }
+    // First of the columns that slots 4 w .. 4 w + 3 of the tile meet.
+    VDA_HD int first_other_slot(int w) const { return parities == 2 ? w / 4 * span() + w % 4 * 4 : 4 * w; }
+};
+
+// A grid of tiles with `layers` blocks each, `window` columns.
+inline Tiling make_tiling(const CorrelationParams& p, int layers, int window) {
+    Tiling t{};
+    t.batch = p.batch, t.height = p.height, t.width = p.width, t.radius = p.radius;
+    t.stride = std::min(p.stride, std::max(p.height, p.width));  // beyond that every step leaves the frame
+    t.layers = layers, t.window = window;
+    t.parities = t.stride == 2 ? 2 : 1;
+    t.lattices_x = t.parities == 2 ? 1 : std::min(t.stride, p.width);
+    t.lattices_y = std::min(t.stride, p.height);
+    t.columns = ceil_div(t.parities == 2 ? p.width : ceil_div(p.width, t.stride), kTileSlots);
+    t.rows = ceil_div(ceil_div(p.height, t.stride), kTileRows);
+    return t;
+}
+
+// Where 16-byte unit `unit` of the pixel in `slot` goes, so that 8 consecutive slots, or 4 with two
+// neighbouring units each, lie in different banks.
+VDA_HD int swizzled(int slot, int unit) { return unit ^ ((slot & 3) << 1 | (slot >> 2 & 1)); }
+
+// A ring of stages in shared memory; every thread starts the copies of a whole item in turn.
+struct Ring {
+    SharedAddress base;
+    int stage_bytes, stages;
+    int next_in = 0, next_out = 0;
+
+    __device__ SharedAddress in() {
+        const SharedAddress stage = base + next_in * stage_bytes;
+        next_in = next_in + 1 == stages ? 0 : next_in + 1;
+        return stage;
+    }
+    __device__ SharedAddress out() {
+        const SharedAddress stage = base + next_out * stage_bytes;
+        next_out = next_out + 1 == stages ? 0 : next_out + 1;
+        return stage;
+    }
+};
+
+// Starts to copy `slots` pixels of one row of features, `units` 16-byte units of each and zeros after them up
+// to a multiple of 4 units. x_of(slot) may lie outside the frame, which gives zeros; so does a row that does
+// not exist. place(slot, unit) is the place in shared memory.
+template <typename X, typename Place>
+__device__ __forceinline__ void load_row(const Features& from, const uint4* sample, int width, int y,
+                                         bool exists, int slots, const X& x_of, const Place& place) {
+    const int padded = ceil_div(from.units, 4) * 4;
+    const int shift = padded > 16 ? 5 : (padded > 8 ? 4 : (padded > 4 ? 3 : 2));
+    const int unit = int(threadIdx.x) & ((1 << shift) - 1), step = int(blockDim.x) >> shift;
+    if (unit >= padded) return;
+    const bool has_unit = exists && unit < from.units;
+    const int row = has_unit ? y * from.row + unit : 0;
+    for (int slot = int(threadIdx.x) >> shift; slot < slots; slot += step) {
+        const int x = x_of(slot);
+        const bool valid = has_unit && x >= 0 && x < width;
+        copy_async_16(place(slot, unit), sample + (valid ? row + x * from.pixel : 0), valid);
+    }
+}
+
+// ---- results ----
+
+// Sums of a tile in shared memory: [row of the tile][plane][slot], plane = displacement along x or channel.
+// Pitches in floats, such that what the lanes of a warp hold of an m16n8 tile goes to 32 different banks.
+constexpr int kSlotPitch = kTileSlots + 2;
+VDA_HD constexpr int row_pitch(int planes) { return (planes * kSlotPitch + 15) / 32 * 32 + 16; }
+constexpr int kBandPitch = row_pitch(kBand);
+static_assert(kBandPitch >= kBand * kSlotPitch, "rows overlap");
+
+template <typename T>
+__device__ __forceinline__ void store_4(T* to, const float (&v)[4]) {
+    if constexpr (sizeof(T) == 4) {
+        *reinterpret_cast<float4*>(to) = make_float4(v[0], v[1], v[2], v[3]);
+    } else {
+        *reinterpret_cast<uint2*>(to) = make_uint2(pack_pair(v[0], v[1], T()), pack_pair(v[2], v[3], T()));
+    }
+}
+
+// Whether store_runs may write 4 values at once.
+inline bool vector_stores(const Tiling& t, const void* out, Dtype dtype) {
+    return (t.parities == 2 || t.stride == 1) && t.width % 4 == 0 &&
+           reinterpret_cast<uintptr_t>(out) % (4 * size_of(dtype)) == 0;
+}
+
+// Calls write(pixel offset y W + x, plane, values) for what is staged, N = 4 or 1 neighbours along x at a
+// time, with a whole run of x per row and plane in consecutive lanes. 256 threads. wanted(row of the tile)
+// picks.
+template <int N, typename Wanted, typename Write>
+__device__ __forceinline__ void for_each_run(const Tiling& tiling, const Tile& tile, const float* staging,
+                                             int pitch, int planes, const Wanted& wanted,
+                                             const Write& write) {
+    constexpr int lanes = kTileSlots / N;
+    const int run = int(threadIdx.x) % lanes * N, a = int(threadIdx.x) / lanes % kTileRows;
+    const int x = tiling.x_of_run(tile, run), y = tile.y + a * tiling.stride;
+    if (x >= tiling.width || y >= tiling.height || !wanted(a)) return;
+    const float* from = staging + a * pitch + tiling.slot_of_run(run);
+    for (int plane = int(threadIdx.x) / lanes / kTileRows; plane < planes; plane += N) {
+        float v[N];
+        const float* at = from + plane * kSlotPitch;
+        if constexpr (N == 1) {
+            v[0] = *at;
+        } else {  // 4 slots, or 2 of each parity in turn
+            const bool turn = tiling.parities == 2;
+            const float2 lower = *reinterpret_cast<const float2*>(at);
+            const float2 upper = *reinterpret_cast<const float2*>(at + (turn ? 16 : 2));
+            v[0] = lower.x, v[1] = turn ? upper.x : lower.y;
+            v[2] = turn ? lower.y : upper.x, v[3] = upper.y;
+        }
+        write(y * tiling.width + x, plane, v);
+    }
+}
+
+}  // namespace vda
