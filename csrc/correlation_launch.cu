@@ -118,6 +118,45 @@ int forward(const CorrelationParams& p, const Gpu& gpu, void* stream) {
     return code;
 }
 
+// Whether two neighbouring x of grad_out, the first even, always lie in one aligned 32-bit word.
+bool paired(const CorrelationParams& p, const Tiling& tiling) {
+    const int64_t* stride = p.grad_out.stride;
+    const auto even = [](int64_t n) { return n % 2 == 0; };
+    return size_of(p.dtype) == 2 && tiling.parities == 2 && stride[3] == 1 && even(p.width) &&
+           even(stride[0]) && even(stride[1]) && even(stride[2]) &&
+           reinterpret_cast<uintptr_t>(p.grad_out.data) % 4 == 0;
+}
+
+// The maps that the wanted gradients are made of.
+struct BackwardPlan {
+    Source f1{}, f2{};
+
+    BackwardPlan(const CorrelationParams& p, Workspace& workspace) {
+        if (p.grad_f2 != nullptr) f1 = source(p, p.f1, workspace);
+        if (p.grad_f1 != nullptr) f2 = source(p, p.f2, workspace);
+    }
+};
+
+int backward(const CorrelationParams& p, const Gpu& gpu, void* stream) {
+    Workspace workspace(p.workspace);
+    const BackwardPlan plan(p, workspace);
+    BackwardJob job{};
+    job.tiling = make_tiling(p, 1, kWindow);
+    job.grad_out = p.grad_out, job.channels = p.channels, job.channels_last = p.channels_last;
+    job.paired = paired(p, job.tiling), job.scale = float(p.scale), job.dtype = p.dtype;
+    const auto run = [&](int sign, const View& map, const Source& from, void* grad) {
+        if (grad == nullptr) return kOk;
+        job.sign = sign, job.features = from.features, job.grad = grad;
+        job.vector = p.channels_last
+                         ? p.channels % 4 == 0 && reinterpret_cast<uintptr_t>(grad) % (4 * size_of(p.dtype)) == 0
+                         : vector_stores(job.tiling, grad, p.dtype);
+        const int code = pack(p, map, from, stream);
+        return code == kOk ? correlation_backward_mma(job, gpu, stream) : code;
+    };
+    const int code = run(1, p.f2, plan.f2, p.grad_f1);
+    return code == kOk ? run(-1, p.f1, plan.f1, p.grad_f2) : code;
+}
+
 }  // namespace
 
 int64_t correlation_workspace_cuda(const CorrelationParams& p) {
@@ -129,8 +168,11 @@ int64_t correlation_workspace_cuda(const CorrelationParams& p) {
 }
 
 int64_t correlation_backward_workspace_cuda(const CorrelationParams& p) {
-    (void)p;
-    return 0;
+    Gpu gpu;
+    if (empty(p) || query(&gpu) != kOk || !fast(p, gpu)) return 0;
+    Workspace workspace(nullptr);
+    BackwardPlan(p, workspace);
+    return workspace.bytes();
 }
 
 int correlation_cuda(const CorrelationParams& p, void* stream) {
@@ -142,7 +184,11 @@ int correlation_cuda(const CorrelationParams& p, void* stream) {
 }
 
 int correlation_backward_cuda(const CorrelationParams& p, void* stream) {
-    return correlation_backward_naive_cuda(p, stream);
+    if (empty(p)) return kOk;
+    Gpu gpu;
+    const int code = query(&gpu);
+    if (code != kOk) return code;
+    return fast(p, gpu) && tensor_cores(p) ? backward(p, gpu, stream) : correlation_backward_naive_cuda(p, stream);
 }
 
 }  // namespace vda

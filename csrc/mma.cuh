@@ -54,6 +54,12 @@ __device__ __forceinline__ void wait_copies(int newest) {
     }
 }
 
+__device__ __forceinline__ void load_unit(uint32_t (&r)[4], SharedAddress at) {
+    VDA_AMPERE(asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                            : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                            : "r"(at)
+                            : "memory"));
+}
 // Loads four matrices of 8 rows x 16 bytes. Lane l names row l % 8 of matrix l / 8; r[i] is what lane l gets
 // of matrix i: bytes 4 (l % 4) .. + 3 of row l / 4.
 __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], SharedAddress row) {

@@ -50,6 +50,10 @@ inline const uint64_t* exchange_rows(SharedAddress row) {
 }
 }  // namespace detail
 
+inline void load_unit(uint32_t (&r)[4], SharedAddress at) {
+    if (reinterpret_cast<uintptr_t>(at) % 16 != 0) shim::fail("a load of 16 bytes is not aligned");
+    memcpy(r, at, sizeof(r));
+}
 inline void load_matrices(uint32_t (&r)[4], SharedAddress row) {
     const uint64_t* rows = detail::exchange_rows(row);
     const int lane = int(shim::lane());
