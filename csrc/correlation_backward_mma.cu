@@ -1,12 +1,12 @@
 // Gradients of correlation on tensor cores: fp16 and bf16, and fp32 rounded to TF32.
 //
-// Both gradients are a banded matrix product: grad(p) = sum over the neighbours p' of p of w(p, p') features(p'),
-// with w(p, p') = grad_out at displacement p' - p of pixel p for f1 and at displacement p - p' of pixel p' for f2.
-// A block owns 8 x 32 pixels by up to 128 channels, 128 accumulators per thread, and walks over the rows of
-// neighbours. Per stage (two rows of 16 bits, one of 32 bits; 36 KB) a warp multiplies its weights, 32 pixels x 96
-// bytes, by 96 bytes of neighbours x 128 channels: 96 mma. The weights come from grad_out as it lies, whatever its
-// strides: every thread holds one pixel (a pair of neighbouring x at 16 bits), gathers its D values of a row and
-// shifts them to where the row of neighbours has them.
+// Both gradients are a banded matrix product: grad(p) = sum over the neighbours p' of p of w(p, p')
+// features(p'), with w(p, p') = grad_out at displacement p' - p of pixel p for f1 and at displacement p - p'
+// of pixel p' for f2. A block owns 8 x 32 pixels by up to 128 channels, 128 accumulators per thread, and
+// walks over the rows of neighbours. Per stage (two rows of 16 bits, one of 32 bits; 36 KB) a warp multiplies
+// its weights, 32 pixels x 96 bytes, by 96 bytes of neighbours x 128 channels: 96 mma. The weights come from
+// grad_out as it lies, whatever its strides: every thread holds one pixel (a pair of neighbouring x at 16
+// bits), gathers its D values of a row and shifts them to where the row of neighbours has them.
 #include "correlation_plan.cuh"
 
 namespace vda {
@@ -16,8 +16,8 @@ constexpr int kThreads = 256;
 constexpr int kChannels = 128;  // per block, at most
 constexpr int kGroup = 32;      // channels whose results are staged at once
 constexpr int kStageBytes = 2 * kMaxSlots * kChannels * 2;
-// Weights of a warp: 6 units of 16 bytes (96 bytes of neighbours) x 32 pixels. The 64 bytes between warps keep the
-// writes of 8 neighbouring threads, which go to two warps, in different banks.
+// Weights of a warp: 6 units of 16 bytes (96 bytes of neighbours) x 32 pixels. The 64 bytes between warps
+// keep the writes of 8 neighbouring threads, which go to two warps, in different banks.
 constexpr int kWarpWeightBytes = 6 * 32 * 16 + 64;
 constexpr int kWeightBytes = 8 * kWarpWeightBytes;
 constexpr int kStagedBytes = kTileRows * row_pitch(kGroup) * int(sizeof(float));
@@ -61,77 +61,54 @@ struct Block {
 
     // ---- weights ----
 
-    // This thread's share: pixel column X of both halves in row (k + part) at 16 bits, of half `part` at 32 bits.
+    // This thread's share: pixel column X of both halves in row (k + part) at 16 bits, of half `part` at 32
+    // bits.
     __device__ int pixel_row() const { return int(threadIdx.x) / 32; }
     __device__ int column() const { return int(threadIdx.x) % 16; }
     __device__ int part() const { return int(threadIdx.x) / 16 % 2; }
 
-    __device__ Band band(int index) const {
-        Band band{index * kBand, min(kBand, job.tiling.displacements() - index * kBand), {}};
-        band.inside[0] = inside(band, sizeof(T) == 2 ? 0 : part());
-        if (sizeof(T) == 2) band.inside[1] = inside(band, 1);
+    __device__ Band band(int i0) const {
+        Band band{i0, min(kBand, job.tiling.displacements() - i0), {}};
+        const int first = sizeof(T) == 2 ? 0 : part();
+        band.inside[0] = displacements_inside(job, tile, 16 * first + column(), i0, band.count);
+        if (sizeof(T) == 2) band.inside[1] = displacements_inside(job, tile, 16 + column(), i0, band.count);
         return band;
     }
-    // Bit i: displacement i of the band leads from this thread's pixel of a half to one of the frame.
-    __device__ uint32_t inside(const Band& band, int half) const {
-        const Tiling& tiling = job.tiling;
-        const int x = tiling.x_of(tile, 16 * half + column());
-        uint32_t bits = 0;
-        for (int i = 0; i < band.count && x < tiling.width; ++i) {
-            const int other = x + (band.i0 + i - tiling.radius) * tiling.stride;
-            bits |= uint32_t(other >= 0 && other < tiling.width) << i;
-        }
-        return bits;
-    }
 
-    // raw[i]: weight of displacement i of the band; at 16 bits half 0 in the lower and half 1 in the upper bits.
+    // raw[i]: weight of displacement i of the band; at 16 bits half 0 in the lower and half 1 in the upper
+    // bits.
     __device__ void gather(const Band& band, int k, uint32_t (&raw)[kBand]) const {
-        const int row = k + (sizeof(T) == 2 ? part() : 0), a = pixel_row(), j = row - a;
-        const bool exists = j >= 0 && j < job.tiling.displacements() && job.tiling.other_exists(tile, row) &&
-                            tile.y + a * job.tiling.stride < job.tiling.height;
         if (sizeof(T) == 4) {
-            gather_half<uint32_t>(band, row, exists, part(), [&](int i, uint32_t v) { raw[i] = v; });
+            gather_half<uint32_t>(band, k, part(), [&](int i, uint32_t v) { raw[i] = v; });
         } else if (job.paired) {
-            gather_half<uint32_t>(band, row, exists, 0, [&](int i, uint32_t v) { raw[i] = v; });
+            gather_half<uint32_t>(band, k + part(), 0, [&](int i, uint32_t v) { raw[i] = v; });
         } else {
-            gather_half<uint16_t>(band, row, exists, 0, [&](int i, uint32_t v) { raw[i] = v; });
-            gather_half<uint16_t>(band, row, exists, 1, [&](int i, uint32_t v) { raw[i] |= v << 16; });
+            gather_half<uint16_t>(band, k + part(), 0, [&](int i, uint32_t v) { raw[i] = v; });
+            gather_half<uint16_t>(band, k + part(), 1, [&](int i, uint32_t v) { raw[i] |= v << 16; });
         }
     }
     template <typename Word, typename Put>
-    __device__ void gather_half(const Band& band, int row, bool exists, int half, const Put& put) const {
-        const Tiling& tiling = job.tiling;
-        const int x = tiling.x_of(tile, 16 * half + column()), y = tile.y + pixel_row() * tiling.stride;
-        const int d = tiling.displacements(), j = row - pixel_row();
-        const int64_t* stride = job.grad_out.stride;
-        // Displacement i of the band: channel and pixel are linear in i.
-        int64_t at = tile.b * stride[0], step;
-        if (job.sign > 0) {
-            at += (int64_t(j) * d + band.i0) * stride[1] + y * stride[2] + x * stride[3];
-            step = stride[1];
-        } else {
-            at += (int64_t(d - 1 - j) * d + d - 1 - band.i0) * stride[1] + tiling.other_y(tile, row) * stride[2] +
-                  (x + (band.i0 - tiling.radius) * tiling.stride) * stride[3];
-            step = tiling.stride * stride[3] - stride[1];
-        }
-        const uint32_t bits = exists ? band.inside[sizeof(T) == 2 ? half : 0] : 0;
-        const T* from = static_cast<const T*>(job.grad_out.data) + at;
+    __device__ void gather_half(const Band& band, int k, int half, const Put& put) const {
+        const WeightRun run = weight_run(job, tile, pixel_row(), 16 * half + column(), band.i0, k);
+        const uint32_t bits = run.exists ? band.inside[sizeof(T) == 2 ? half : 0] : 0;
+        const T* from = static_cast<const T*>(job.grad_out.data) + run.first;
 #pragma unroll
-        for (int i = 0; i < kBand; ++i, from += step)
+        for (int i = 0; i < kBand; ++i, from += run.step)
             put(i, bits >> i & 1 ? uint32_t(*reinterpret_cast<const Word*>(from)) : 0u);
     }
 
-    // Moves what gather() found to its columns of the row of neighbours: column n holds displacement n - X % 4.
-    // words[half][..]: 24 columns.
+    // Moves what gather() found to its columns of the row of neighbours: column n holds displacement n - X
+    // % 4. words[half][..]: 24 columns.
     __device__ void align(const uint32_t (&raw)[kBand], uint32_t (&words)[kRows][kWords]) const {
         const bool by_one = column() & 1, by_two = column() & 2;
         if constexpr (sizeof(T) == 2) {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                uint32_t(&w)[kWords] = words[half];
+                uint32_t (&w)[kWords] = words[half];
 #pragma unroll
                 for (int n = 0; n < kWords; ++n) {
-                    const uint32_t lower = 2 * n < kBand ? raw[2 * n] : 0, upper = 2 * n + 1 < kBand ? raw[2 * n + 1] : 0;
+                    const uint32_t lower = 2 * n < kBand ? raw[2 * n] : 0,
+                                   upper = 2 * n + 1 < kBand ? raw[2 * n + 1] : 0;
                     w[n] = half == 0 ? (lower & 0xffffu) | upper << 16 : lower >> 16 | (upper & 0xffff0000u);
                 }
 #pragma unroll
@@ -143,7 +120,7 @@ struct Block {
                 for (int n = kWords - 1; n >= 0; --n) w[n] = by_two ? (n > 0 ? w[n - 1] : 0) : w[n];
             }
         } else {
-            uint32_t(&w)[kWords] = words[0];
+            uint32_t (&w)[kWords] = words[0];
 #pragma unroll
             for (int n = 0; n < kWords; ++n) w[n] = n < kBand ? round_to_tf32(raw[n]) : 0;
 #pragma unroll
@@ -161,7 +138,8 @@ struct Block {
             uint4* at = reinterpret_cast<uint4*>(to + owner * kWarpWeightBytes) + first_unit * 32 + pixel;
 #pragma unroll
             for (int u = 0; u < units; ++u)
-                at[32 * u] = make_uint4(words[i][4 * u], words[i][4 * u + 1], words[i][4 * u + 2], words[i][4 * u + 3]);
+                at[32 * u] = make_uint4(words[i][4 * u], words[i][4 * u + 1], words[i][4 * u + 2],
+                                        words[i][4 * u + 3]);
         }
     }
 
@@ -175,8 +153,8 @@ struct Block {
         Lanes lanes;
         const int slot0 = job.tiling.first_other_slot(warp);
         if constexpr (sizeof(T) == 2) {
-            // 16 neighbours of two rows of 24. Lanes 8 .. 15 and 24 .. 31 name the second 8 of them, lanes 16 ..
-            // 31 the second 8 channels.
+            // 16 neighbours of two rows of 24. Lanes 8 .. 15 and 24 .. 31 name the second 8 of them, lanes 16
+            // .. 31 the second 8 channels.
             const int eighth = 2 * step + lane / 8 % 2, slot = slot0 + eighth % 3 * 8 + lane % 8;
             const SharedAddress pixel = stage + (eighth / 3 * job.tiling.slots() + slot) * kPixelBytes;
 #pragma unroll
@@ -209,8 +187,8 @@ struct Block {
         }
     }
 
-    // sums += weights x neighbours for m16 tiles [kBegin, kEnd). Loads run one group ahead of the products; the
-    // last one may read channels that nobody wrote, and drops them.
+    // sums += weights x neighbours for m16 tiles [kBegin, kEnd). Loads run one group ahead of the products;
+    // the last one may read channels that nobody wrote, and drops them.
     template <int kBegin, int kEnd>
     __device__ void multiply(SharedAddress stage, const unsigned char* from, Sums& sums) const {
         const SharedAddress a_lane =
@@ -231,7 +209,8 @@ struct Block {
                 for (int n = 0; n < 4; ++n) {
 #pragma unroll
                     for (int m = kBegin; m < kEnd; ++m)
-                        multiply_add(sums[m][4 * group + n], a[m], b[group % 2][n][0], b[group % 2][n][1], T());
+                        multiply_add(sums[m][4 * group + n], a[m], b[group % 2][n][0], b[group % 2][n][1],
+                                     T());
                 }
             }
         }
@@ -249,7 +228,9 @@ struct Block {
     // ---- results ----
 
     // Channel (of its group of 32) of column `column` of n8 tile n.
-    __device__ static int channel_of(int n, int column) { return sizeof(T) == 2 ? 8 * n + column : 4 * column + n; }
+    __device__ static int channel_of(int n, int column) {
+        return sizeof(T) == 2 ? 8 * n + column : 4 * column + n;
+    }
 
     template <int kGroupIndex>
     __device__ void store_group(const Sums& sums, float* staging, int c0) const {
@@ -271,8 +252,8 @@ struct Block {
             }
         }
         __syncthreads();
-        store_channels<T>(job, tile, staging, pitch, c0 + kGroupIndex * kGroup,
-                          min(kGroup, channels - kGroupIndex * kGroup));
+        store_channels<T, kThreads>(job, tile, staging, pitch, kSlotPitch, c0 + kGroupIndex * kGroup,
+                                    min(kGroup, channels - kGroupIndex * kGroup));
     }
 };
 
@@ -292,37 +273,31 @@ __global__ void __launch_bounds__(kThreads, 1) correlation_backward_mma_kernel(B
                    shared + job.stages * kStageBytes,
                    int(threadIdx.x) / 32,
                    int(threadIdx.x) % 32};
-    // Stages that hold a row of the frame; the same ones for every band.
-    constexpr int rows = Block<T>::kRows;
-    const Tiling& tiling = job.tiling;
-    const int above = max(0, tiling.radius - tile.y / tiling.stride) / rows * rows;
-    const int below = min(tiling.other_rows(), tiling.radius + (tiling.height - 1 - tile.y) / tiling.stride + 1);
-    const int per_band = ceil_div(below - above, rows), items = per_band * tiling.bands();
+    const Walk walk(job.tiling, tile, Block<T>::kRows);
     const auto start = [&](int item) {
-        if (item < items)
-            block.load_rows(item / per_band * kBand, above + item % per_band * rows, block.ring.in());
-        commit_copies();
+        if (item < walk.items) block.load_rows(walk.i0(item), walk.row(item), block.ring.in());
+        commit_copies();  // an empty group where there is no item, so that counting groups counts items
     };
     for (int item = 0; item < job.stages - 1; ++item) start(item);
 
-    uint32_t raw[kBand], words[rows][Block<T>::kWords];
+    uint32_t raw[kBand], words[Block<T>::kRows][Block<T>::kWords];
     Band band;
     const auto gather = [&](int item) {
-        if (item % per_band == 0) band = block.band(item / per_band);
-        block.gather(band, above + item % per_band * rows, raw);
+        if (item % walk.per_band == 0) band = block.band(walk.i0(item));
+        block.gather(band, walk.row(item), raw);
     };
     const int buffer = job.weight_buffers == 2 ? kWeightBytes : 0;
     gather(0);
     block.align(raw, words);
     block.put_weights(words, block.weights);
     Sums sums = {};
-    for (int item = 0; item < items; ++item) {
+    for (int item = 0; item < walk.items; ++item) {
         wait_copies(job.stages - 2);
         __syncthreads();
         start(item + job.stages - 1);
-        const bool more = item + 1 < items;
+        const bool more = item + 1 < walk.items;
         if (more) gather(item + 1);  // on its way during the product
-        block.multiply_rows(above + item % per_band * rows, block.ring.out(), block.weights + item % 2 * buffer, sums);
+        block.multiply_rows(walk.row(item), block.ring.out(), block.weights + item % 2 * buffer, sums);
         if (more) block.align(raw, words);
         if (job.weight_buffers == 1) __syncthreads();
         if (more) block.put_weights(words, block.weights + (item + 1) % 2 * buffer);
@@ -344,11 +319,13 @@ int correlation_backward_mma(BackwardJob job, const Gpu& gpu, void* stream) {
     if (bytes() > gpu.shared_bytes) job.stages = 3;                          // 8.0: 157 of 163 KB
     if (bytes() > gpu.shared_bytes) job.stages = 2, job.weight_buffers = 1;  // 8.6, 8.9, 12.0: 96.5 of 99 KB
     // Few tiles: fewer channels per block. Gathering the weights costs about as much as 48 channels.
-    const int group_units = kGroup * size_of(job.dtype) / 16, groups = ceil_div(job.features.units, group_units);
+    const int group_units = kGroup * size_of(job.dtype) / 16,
+              groups = ceil_div(job.features.units, group_units);
     int64_t best = INT64_MAX;
     for (const int per_block : {4, 2, 1}) {
         job.tiling.layers = ceil_div(groups, per_block);
-        const int64_t cost = ceil_div<int64_t>(job.tiling.blocks(), gpu.multiprocessors) * (kGroup * per_block + 48);
+        const int64_t cost =
+            ceil_div<int64_t>(job.tiling.blocks(), gpu.multiprocessors) * (kGroup * per_block + 48);
         if (cost < best) best = cost, job.block_units = per_block * group_units;
     }
     job.tiling.layers = ceil_div(job.features.units, job.block_units);

@@ -113,7 +113,7 @@ int forward(const CorrelationParams& p, const Gpu& gpu, void* stream) {
         job.f2 = units_of(plan.f2.features, pass * plan.units, plan.units);
         job.before = pass == 0 ? nullptr : plan.sums;
         job.after = pass == plan.passes - 1 ? nullptr : plan.sums;
-        code = correlation_mma(job, gpu, stream);
+        code = tensor_cores(p) ? correlation_mma(job, gpu, stream) : correlation_fp32(job, gpu, stream);
     }
     return code;
 }
@@ -147,11 +147,13 @@ int backward(const CorrelationParams& p, const Gpu& gpu, void* stream) {
     const auto run = [&](int sign, const View& map, const Source& from, void* grad) {
         if (grad == nullptr) return kOk;
         job.sign = sign, job.features = from.features, job.grad = grad;
-        job.vector = p.channels_last
-                         ? p.channels % 4 == 0 && reinterpret_cast<uintptr_t>(grad) % (4 * size_of(p.dtype)) == 0
-                         : vector_stores(job.tiling, grad, p.dtype);
+        job.vector = p.channels_last ? p.channels % 4 == 0 &&
+                                           reinterpret_cast<uintptr_t>(grad) % (4 * size_of(p.dtype)) == 0
+                                     : vector_stores(job.tiling, grad, p.dtype);
         const int code = pack(p, map, from, stream);
-        return code == kOk ? correlation_backward_mma(job, gpu, stream) : code;
+        if (code != kOk) return code;
+        return tensor_cores(p) ? correlation_backward_mma(job, gpu, stream)
+                               : correlation_backward_fp32(job, gpu, stream);
     };
     const int code = run(1, p.f2, plan.f2, p.grad_f1);
     return code == kOk ? run(-1, p.f1, plan.f1, p.grad_f2) : code;
@@ -180,7 +182,7 @@ int correlation_cuda(const CorrelationParams& p, void* stream) {
     Gpu gpu;
     const int code = query(&gpu);
     if (code != kOk) return code;
-    return fast(p, gpu) && tensor_cores(p) ? forward(p, gpu, stream) : correlation_naive_cuda(p, stream);
+    return fast(p, gpu) ? forward(p, gpu, stream) : correlation_naive_cuda(p, stream);
 }
 
 int correlation_backward_cuda(const CorrelationParams& p, void* stream) {
@@ -188,7 +190,7 @@ int correlation_backward_cuda(const CorrelationParams& p, void* stream) {
     Gpu gpu;
     const int code = query(&gpu);
     if (code != kOk) return code;
-    return fast(p, gpu) && tensor_cores(p) ? backward(p, gpu, stream) : correlation_backward_naive_cuda(p, stream);
+    return fast(p, gpu) ? backward(p, gpu, stream) : correlation_backward_naive_cuda(p, stream);
 }
 
 }  // namespace vda

@@ -179,23 +179,16 @@ struct Block {
         }
     }
 
-    template <int N>
-    __device__ void store_sums(int k, const float* from) const {
-        const int d = job.tiling.displacements();
-        const int64_t plane = int64_t(job.tiling.height) * job.tiling.width;
-        // Displacement (j, i) of this thread's pixel row a; j = j0 + k - a.
-        const int a = int(threadIdx.x) / (kTileSlots / N) % kTileRows, j = share.j0 + k - a;
-        const int64_t first = ((tile.b * d + j) * d + share.i0) * plane;
-        for_each_run<N>(
-            job.tiling, tile, from, kBandPitch, share.count,
-            [&](int) { return j >= share.j0 && j < share.j1; },
-            [&](int offset, int i, float (&v)[N]) { job.template store<T>(first + i * plane + offset, v); });
-    }
     __device__ void store_row(int k, const float* from) const {
         if (job.vector)
-            store_sums<4>(k, from);
+            store_planes<4>(k, from);
         else
-            store_sums<1>(k, from);
+            store_planes<1>(k, from);
+    }
+    template <int N>
+    __device__ void store_planes(int k, const float* from) const {
+        job.store_planes<T, N, kThreads>(tile, from, kBandPitch, kSlotPitch, share.j0, share.j1, share.j0 + k,
+                                         share.i0, share.count);
     }
 };
 

@@ -48,6 +48,20 @@ struct ForwardJob {
         }
         put(static_cast<T*>(out) + at, v);
     }
+    // Writes the staged sums [a][i][slot] of row j + a of the other frame: displacement (j - a, i0 + i) of
+    // row a of the tile, where j - a is in [j0, j1).
+    template <typename T, int N, int kThreads>
+    __device__ void store_planes(const Tile& tile, const float* from, int row_pitch, int slot_pitch, int j0,
+                                 int j1, int j, int i0, int count) const {
+        const int d = tiling.displacements();
+        const int64_t plane = int64_t(tiling.height) * tiling.width;
+        for_each_run<N, kThreads>(
+            tiling, tile, from, row_pitch, slot_pitch, count,
+            [&](int a) { return j - a >= j0 && j - a < j1; },
+            [&](int a, int i, int offset, float (&v)[N]) {
+                store<T>(((int64_t(tile.b) * d + j - a) * d + i0 + i) * plane + offset, v);
+            });
+    }
     template <typename T>
     __device__ static void put(T* to, const float (&v)[4]) {
         store_4(to, v);
@@ -74,22 +88,76 @@ struct BackwardJob {
     int block_units, stages, weight_buffers;
 };
 
-// Writes channels c .. c + count - 1 of a tile from staging, 256 threads.
-template <typename T>
+// The weights in grad_out of one pixel (row a of the tile, slot) and row k of its neighbours: that of
+// displacement i0 + i along x is element first + i step. `exists`: the pixel and the row do.
+struct WeightRun {
+    int64_t first, step;
+    bool exists;
+};
+__device__ __forceinline__ WeightRun weight_run(const BackwardJob& job, const Tile& tile, int a, int slot,
+                                                int i0, int k) {
+    const Tiling& tiling = job.tiling;
+    const int x = tiling.x_of(tile, slot), y = tile.y + a * tiling.stride, d = tiling.displacements(),
+              j = k - a;
+    const int64_t* stride = job.grad_out.stride;
+    WeightRun run;
+    run.first = tile.b * stride[0];
+    if (job.sign > 0) {  // grad_out at this pixel
+        run.first += (int64_t(j) * d + i0) * stride[1] + y * stride[2] + x * stride[3];
+        run.step = stride[1];
+    } else {  // the opposite displacement, at the neighbour
+        run.first += (int64_t(d - 1 - j) * d + d - 1 - i0) * stride[1] + tiling.other_y(tile, k) * stride[2] +
+                     (x + (i0 - tiling.radius) * tiling.stride) * stride[3];
+        run.step = tiling.stride * stride[3] - stride[1];
+    }
+    run.exists = j >= 0 && j < d && x < tiling.width && y < tiling.height && tiling.other_exists(tile, k);
+    return run;
+}
+// Bit i: displacement i0 + i leads from the pixels of this slot to ones of the frame, i < count.
+__device__ __forceinline__ uint32_t displacements_inside(const BackwardJob& job, const Tile& tile, int slot,
+                                                         int i0, int count) {
+    const int x = job.tiling.x_of(tile, slot);
+    uint32_t bits = 0;
+    for (int i = 0; i < count; ++i) {
+        const int other = x + (i0 + i - job.tiling.radius) * job.tiling.stride;
+        bits |= uint32_t(other >= 0 && other < job.tiling.width) << i;
+    }
+    return bits;
+}
+
+// The walk of a block over the neighbours of its tile: all bands, of each the rows that exist, `step` at a
+// time.
+struct Walk {
+    int first_row, per_band, items, step;
+    __device__ Walk(const Tiling& tiling, const Tile& tile, int step_) : step(step_) {
+        first_row = max(0, tiling.radius - tile.y / tiling.stride) / step * step;
+        const int end =
+            min(tiling.other_rows(), tiling.radius + (tiling.height - 1 - tile.y) / tiling.stride + 1);
+        per_band = ceil_div(end - first_row, step);
+        items = per_band * tiling.bands();
+    }
+    __device__ int row(int item) const { return first_row + item % per_band * step; }
+    __device__ int i0(int item) const { return item / per_band * kBand; }
+};
+
+// Writes channels c .. c + count - 1 of a tile from staging [a][channel][slot].
+template <typename T, int kThreads>
 __device__ __forceinline__ void store_channels(const BackwardJob& job, const Tile& tile, const float* staging,
-                                               int pitch, int c, int count) {
+                                               int row_pitch, int slot_pitch, int c, int count) {
     const Tiling& tiling = job.tiling;
     const int64_t plane = int64_t(tiling.height) * tiling.width;
-    T* to = static_cast<T*>(job.grad) + tile.b * job.channels * plane;
+    T* to = static_cast<T*>(job.grad) + int64_t(tile.b) * job.channels * plane;
     if (!job.channels_last) {
         to += c * plane;
         const auto all = [](int) { return true; };
         if (job.vector) {
-            for_each_run<4>(tiling, tile, staging, pitch, count, all,
-                            [&](int at, int channel, float(&v)[4]) { store_4(to + channel * plane + at, v); });
+            for_each_run<4, kThreads>(
+                tiling, tile, staging, row_pitch, slot_pitch, count, all,
+                [&](int, int channel, int at, float (&v)[4]) { store_4(to + channel * plane + at, v); });
         } else {
-            for_each_run<1>(tiling, tile, staging, pitch, count, all,
-                            [&](int at, int channel, float(&v)[1]) { store(to + channel * plane + at, v[0]); });
+            for_each_run<1, kThreads>(
+                tiling, tile, staging, row_pitch, slot_pitch, count, all,
+                [&](int, int channel, int at, float (&v)[1]) { store(to + channel * plane + at, v[0]); });
         }
         return;
     }
@@ -99,13 +167,13 @@ __device__ __forceinline__ void store_channels(const BackwardJob& job, const Til
         const int a = pixel / kTileSlots, slot = tiling.slot_of_run(pixel % kTileSlots);
         const int y = tile.y + a * tiling.stride, x = tiling.x_of(tile, slot);
         if (x >= tiling.width || y >= tiling.height) continue;
-        const float* from = staging + a * pitch + first * kSlotPitch + slot;
+        const float* from = staging + a * row_pitch + first * slot_pitch + slot;
         T* at = to + (int64_t(y) * tiling.width + x) * job.channels + c + first;
         if (job.vector && first + 4 <= count) {
-            const float v[4] = {from[0], from[kSlotPitch], from[2 * kSlotPitch], from[3 * kSlotPitch]};
+            const float v[4] = {from[0], from[slot_pitch], from[2 * slot_pitch], from[3 * slot_pitch]};
             store_4(at, v);
         } else {
-            for (int i = 0; i < 4 && first + i < count; ++i) store(at + i, from[i * kSlotPitch]);
+            for (int i = 0; i < 4 && first + i < count; ++i) store(at + i, from[i * slot_pitch]);
         }
     }
 }
@@ -117,5 +185,9 @@ int correlation_pack(const CorrelationParams& p, const View& from, void* to, voi
 constexpr int kPassUnits = 32;
 int correlation_mma(ForwardJob job, const Gpu& gpu, void* stream);
 int correlation_backward_mma(BackwardJob job, const Gpu& gpu, void* stream);
+
+// Exact fp32 on the ordinary cores.
+int correlation_fp32(ForwardJob job, const Gpu& gpu, void* stream);
+int correlation_backward_fp32(BackwardJob job, const Gpu& gpu, void* stream);
 
 }  // namespace vda

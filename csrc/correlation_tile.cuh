@@ -30,7 +30,7 @@ struct Features {
 };
 
 struct Tile {
-    int64_t b;
+    int b;
     int layer;  // which share of the work on these pixels
     int y, x;   // first pixel; outside the frame where there is nothing to do
 };
@@ -47,18 +47,19 @@ struct Tiling {
     VDA_HD int displacements() const { return 2 * radius + 1; }
     VDA_HD int bands() const { return ceil_div(displacements(), kBand); }
     int64_t blocks() const { return batch * layers * columns * lattices_x * int64_t(rows) * lattices_y; }
-    VDA_HD Tile tile(int64_t block) const {
+    VDA_HD Tile tile(unsigned block) const {
         Tile t;
-        const int column = int(block % columns);
-        block /= columns;
-        t.x = column * kTileSlots * (parities == 2 ? 1 : stride) + int(block % lattices_x);
-        block /= lattices_x;
-        const int row = int(block % rows);
-        block /= rows;
-        t.y = row * kTileRows * stride + int(block % lattices_y);
-        block /= lattices_y;
-        t.layer = int(block % layers);
-        t.b = block / layers;
+        const auto next = [&](int count) {
+            const int index = int(block % unsigned(count));
+            block /= unsigned(count);
+            return index;
+        };
+        t.x = next(columns) * kTileSlots * (parities == 2 ? 1 : stride);
+        t.x += next(lattices_x);
+        t.y = next(rows) * kTileRows * stride;
+        t.y += next(lattices_y);
+        t.layer = next(layers);
+        t.b = int(block);
         return t;
     }
     VDA_HD bool empty(const Tile& t) const { return t.x >= width || t.y >= height; }
@@ -166,21 +167,25 @@ inline bool vector_stores(const Tiling& t, const void* out, Dtype dtype) {
            reinterpret_cast<uintptr_t>(out) % (4 * size_of(dtype)) == 0;
 }
 
-// Calls write(pixel offset y W + x, plane, values) for what is staged, N = 4 or 1 neighbours along x at a
-// time, with a whole run of x per row and plane in consecutive lanes. 256 threads. wanted(row of the tile)
-// picks.
-template <int N, typename Wanted, typename Write>
+// Calls write(row a of the tile, plane, offset y W + x, values) for what is staged as [a][plane][slot], N = 4
+// or 1 neighbours along x at a time, with a whole run of x in consecutive lanes. wanted(a) picks rows.
+// kThreads: of the block, 0 where it is not known at compile time.
+template <int N, int kThreads, typename Wanted, typename Write>
 __device__ __forceinline__ void for_each_run(const Tiling& tiling, const Tile& tile, const float* staging,
-                                             int pitch, int planes, const Wanted& wanted,
+                                             int row_pitch, int slot_pitch, int planes, const Wanted& wanted,
                                              const Write& write) {
     constexpr int lanes = kTileSlots / N;
-    const int run = int(threadIdx.x) % lanes * N, a = int(threadIdx.x) / lanes % kTileRows;
-    const int x = tiling.x_of_run(tile, run), y = tile.y + a * tiling.stride;
-    if (x >= tiling.width || y >= tiling.height || !wanted(a)) return;
-    const float* from = staging + a * pitch + tiling.slot_of_run(run);
-    for (int plane = int(threadIdx.x) / lanes / kTileRows; plane < planes; plane += N) {
+    const int run = int(threadIdx.x) % lanes * N, first = int(threadIdx.x) / lanes;
+    const int x = tiling.x_of_run(tile, run), slot = tiling.slot_of_run(run);
+    const int step = (kThreads > 0 ? kThreads : int(blockDim.x)) / lanes;
+    if (x >= tiling.width) return;
+    for (int item = first; item < planes * kTileRows; item += step) {
+        constexpr bool same_row = kThreads > 0 && kThreads / lanes % kTileRows == 0;  // in every turn
+        const int a = (same_row ? first : item) % kTileRows, plane = item / kTileRows;
+        const int y = tile.y + a * tiling.stride;
+        if (y >= tiling.height || !wanted(a)) continue;
+        const float* at = staging + a * row_pitch + plane * slot_pitch + slot;
         float v[N];
-        const float* at = from + plane * kSlotPitch;
         if constexpr (N == 1) {
             v[0] = *at;
         } else {  // 4 slots, or 2 of each parity in turn
@@ -190,7 +195,7 @@ __device__ __forceinline__ void for_each_run(const Tiling& tiling, const Tile& t
             v[0] = lower.x, v[1] = turn ? upper.x : lower.y;
             v[2] = turn ? lower.y : upper.x, v[3] = upper.y;
         }
-        write(y * tiling.width + x, plane, v);
+        write(a, plane, y * tiling.width + x, v);
     }
 }
 

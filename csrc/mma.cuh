@@ -55,10 +55,8 @@ __device__ __forceinline__ void wait_copies(int newest) {
 }
 
 __device__ __forceinline__ void load_unit(uint32_t (&r)[4], SharedAddress at) {
-    VDA_AMPERE(asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-                            : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                            : "r"(at)
-                            : "memory"));
+    VDA_AMPERE(asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]),
+                            "=r"(r[3]) : "r"(at) : "memory"));
 }
 // Loads four matrices of 8 rows x 16 bytes. Lane l names row l % 8 of matrix l / 8; r[i] is what lane l gets
 // of matrix i: bytes 4 (l % 4) .. + 3 of row l / 4.
@@ -110,6 +108,19 @@ __device__ __forceinline__ uint32_t pack_pair(float lower, float upper, bfloat16
     uint32_t pair = 0;
     VDA_AMPERE(asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(upper), "f"(lower)));
     return pair;
+}
+
+// threadIdx.x and blockIdx.x, and whatever is computed from them, without the compiler keeping it since
+// before.
+__device__ __forceinline__ int reread_thread_index() {
+    int index;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+    return index;
+}
+__device__ __forceinline__ unsigned reread_block_index() {
+    unsigned index;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(index));
+    return index;
 }
 
 }  // namespace vda

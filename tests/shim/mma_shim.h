@@ -108,4 +108,7 @@ inline uint32_t pack_pair(float lower, float upper, bfloat16) {
     return to_bfloat16(lower).bits | uint32_t(to_bfloat16(upper).bits) << 16;
 }
 
+inline int reread_thread_index() { return int(threadIdx.x); }
+inline unsigned reread_block_index() { return blockIdx.x; }
+
 }  // namespace vda
