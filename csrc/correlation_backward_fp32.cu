@@ -35,14 +35,10 @@ struct Block {
 
     __device__ void start(int i0, int k, SharedAddress stage) const {
         const Tiling& tiling = job.tiling;
-        const uint4* sample = features.data + tile.b * features.sample;
-        load_row(
-            features, sample, tiling.width, tiling.other_y(tile, k), tiling.other_exists(tile, k),
-            tiling.slots(), [&](int slot) { return tiling.other_x(tile, i0, slot); },
-            [&](int slot, int unit) {
-                const int place = slot < tiling.span() ? slot : slot - tiling.span() + 48;
-                return stage + place_bytes<kChannels>(place) + 16 * unit;
-            });
+        load_other_row(tiling, tile, features, i0, k, [&](int slot, int unit) {
+            const int place = slot < tiling.span() ? slot : slot - tiling.span() + 48;
+            return stage + place_bytes<kChannels>(place) + 16 * unit;
+        });
         // Weights: lanes along x, warps along the rows of the tile.
         stage += place_bytes<kChannels>(kPlaces);
         const int slot = tiling.slot_of_run(int(threadIdx.x) % 32),
@@ -119,8 +115,8 @@ struct Block {
                 }
             }
             __syncthreads();
-            store_channels<float, 2 * kChannels>(job, tile, staging, kRowPitch, kPitch, c0 + first,
-                                                 min(kGroup, channels - first));
+            store_channels<float>(job, tile, staging, kRowPitch, kPitch, c0 + first,
+                                  min(kGroup, channels - first));
         }
     }
 };
@@ -141,21 +137,24 @@ __global__ void __launch_bounds__(2 * kChannels, 1) correlation_backward_fp32_ke
         job,  tile, features, shared_address(shared), thread % 8, group * 8 + thread % 32 / 8 * 2,
         half, group};
     const Walk walk(job.tiling, tile, 1);
-    const auto start = [&](int item) {
-        if (item < walk.items)
-            block.start(walk.i0(item), walk.row(item), block.ring + item % 2 * kStageBytes<kChannels>);
-        commit_copies();
-    };
+    Walk::At loading = walk.begin(), multiplying = loading;
     float sums[4][4][8] = {};
-    start(0);
-    for (int item = 0; item < walk.items; ++item) {
-        wait_copies(0);
-        __syncthreads();
-        start(item + 1);
-        const int k = walk.row(item), count = min(kBand, job.tiling.displacements() - walk.i0(item));
+    for (int item = -1; item < walk.items; ++item) {
+        if (item >= 0) {
+            wait_copies(0);
+            __syncthreads();
+        }
+        if (item + 1 < walk.items) {
+            block.start(loading.i0, loading.k, block.ring + (item + 1) % 2 * kStageBytes<kChannels>);
+            commit_copies();
+            walk.advance(loading);
+        }
+        if (item < 0) continue;
+        const int k = multiplying.k, count = min(kBand, job.tiling.displacements() - multiplying.i0);
         // Some row of this half meets row k, and there are channels.
         if (k >= 4 * half && k < 4 * half + 3 + job.tiling.displacements() && group * 8 < features.units)
             block.multiply(sums, block.ring + item % 2 * kStageBytes<kChannels>, count);
+        walk.advance(multiplying);
     }
     block.store(sums, reinterpret_cast<float*>(shared), unit0 * 4);
 }

@@ -47,15 +47,10 @@ struct Block {
     // ---- neighbours ----
 
     __device__ void load_rows(int i0, int k, SharedAddress stage) const {
-        const uint4* sample = features.data + tile.b * features.sample;
         for (int r = 0; r < kRows; ++r) {
-            load_row(
-                features, sample, job.tiling.width, job.tiling.other_y(tile, k + r),
-                job.tiling.other_exists(tile, k + r), job.tiling.slots(),
-                [&](int slot) { return job.tiling.other_x(tile, i0, slot); },
-                [&](int slot, int unit) {
-                    return stage + (r * job.tiling.slots() + slot) * kPixelBytes + 16 * swizzled(slot, unit);
-                });
+            load_other_row(job.tiling, tile, features, i0, k + r, [&](int slot, int unit) {
+                return stage + (r * job.tiling.slots() + slot) * kPixelBytes + 16 * swizzled(slot, unit);
+            });
         }
     }
 
@@ -252,8 +247,8 @@ struct Block {
             }
         }
         __syncthreads();
-        store_channels<T, kThreads>(job, tile, staging, pitch, kSlotPitch, c0 + kGroupIndex * kGroup,
-                                    min(kGroup, channels - kGroupIndex * kGroup));
+        store_channels<T>(job, tile, staging, pitch, kSlotPitch, c0 + kGroupIndex * kGroup,
+                          min(kGroup, channels - kGroupIndex * kGroup));
     }
 };
 
@@ -274,33 +269,38 @@ __global__ void __launch_bounds__(kThreads, 1) correlation_backward_mma_kernel(B
                    int(threadIdx.x) / 32,
                    int(threadIdx.x) % 32};
     const Walk walk(job.tiling, tile, Block<T>::kRows);
-    const auto start = [&](int item) {
-        if (item < walk.items) block.load_rows(walk.i0(item), walk.row(item), block.ring.in());
-        commit_copies();  // an empty group where there is no item, so that counting groups counts items
-    };
-    for (int item = 0; item < job.stages - 1; ++item) start(item);
-
+    Walk::At loading = walk.begin(), gathering = loading, multiplying = loading;
     uint32_t raw[kBand], words[Block<T>::kRows][Block<T>::kWords];
     Band band;
-    const auto gather = [&](int item) {
-        if (item % walk.per_band == 0) band = block.band(walk.i0(item));
-        block.gather(band, walk.row(item), raw);
-    };
     const int buffer = job.weight_buffers == 2 ? kWeightBytes : 0;
-    gather(0);
-    block.align(raw, words);
-    block.put_weights(words, block.weights);
     Sums sums = {};
-    for (int item = 0; item < walk.items; ++item) {
-        wait_copies(job.stages - 2);
-        __syncthreads();
-        start(item + job.stages - 1);
-        const bool more = item + 1 < walk.items;
-        if (more) gather(item + 1);  // on its way during the product
-        block.multiply_rows(walk.row(item), block.ring.out(), block.weights + item % 2 * buffer, sums);
-        if (more) block.align(raw, words);
-        if (job.weight_buffers == 1) __syncthreads();
-        if (more) block.put_weights(words, block.weights + (item + 1) % 2 * buffer);
+    for (int item = 1 - job.stages; item < walk.items; ++item) {
+        if (item >= 0) {
+            wait_copies(job.stages - 2);
+            __syncthreads();  // this item and its weights are there for all, and the stage of the last one is
+                              // free
+        }
+        if (item + job.stages - 1 < walk.items) {
+            block.load_rows(loading.i0, loading.k, block.ring.in());
+            walk.advance(loading);
+        }
+        commit_copies();  // an empty group where there is no item, so that counting groups counts items
+        const int next = item + 1;
+        const bool more = next >= 0 && next < walk.items;
+        if (more) {
+            if (gathering.k == walk.first_row) band = block.band(gathering.i0);
+            block.gather(band, gathering.k, raw);  // on its way during the product
+            walk.advance(gathering);
+        }
+        if (item >= 0) {
+            block.multiply_rows(multiplying.k, block.ring.out(), block.weights + item % 2 * buffer, sums);
+            walk.advance(multiplying);
+        }
+        if (more) {
+            block.align(raw, words);
+            if (job.weight_buffers == 1) __syncthreads();
+            block.put_weights(words, block.weights + next % 2 * buffer);
+        }
     }
     wait_copies(0);
     float* staging = reinterpret_cast<float*>(shared);

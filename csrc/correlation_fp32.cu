@@ -139,12 +139,7 @@ __device__ __forceinline__ void store_sums(const ForwardJob& job, const Share& s
         }
         __syncthreads();
         const int d = job.tiling.displacements(), k = share.k0 + g;
-        if (job.vector)
-            job.store_planes<float, 4, 0>(share.tile, staging, kRowPitch, kPitch, 0, d, k, share.i0,
-                                          share.count);
-        else
-            job.store_planes<float, 1, 0>(share.tile, staging, kRowPitch, kPitch, 0, d, k, share.i0,
-                                          share.count);
+        job.store_planes<float>(share.tile, staging, kRowPitch, kPitch, 0, d, k, share.i0, share.count);
     }
 }
 
@@ -174,25 +169,24 @@ __global__ void __launch_bounds__(kMaxThreads, 2) correlation_fp32_kernel(Forwar
         any = any || (share.k0 + g < tiling.other_rows() && tiling.other_exists(share.tile, share.k0 + g));
     const int chunks = any ? ceil_div(job.f1.units, kUnits) : 0;
     const auto start = [&](int chunk, int stage) {
-        if (chunk < chunks) start_copies(job, share.tile, table, chunk, ring + stage);
+        if (chunk < chunks) start_copies(job, share.tile, table, chunk, ring + stage * kStageBytes);
         commit_copies();  // an empty group where there is no chunk, so that counting groups counts chunks
     };
 
     float sums[4][4][kSteps] = {};
-    for (int chunk = 0; chunk < job.stages - 1; ++chunk) start(chunk, chunk * kStageBytes);
-    int stage = 0;  // offset of this unit's
-#pragma unroll 1    // unrolled, ptxas moves the sums between registers all the time
+    for (int chunk = 0; chunk < job.stages - 1; ++chunk) start(chunk, chunk);
+#pragma unroll 1  // unrolled, ptxas moves the sums between registers all the time
     for (int unit = 0; unit < chunks * kUnits; ++unit) {
         if (unit % kUnits == 0) {
             wait_copies(job.stages - 2);
             __syncthreads();
-            start(unit / kUnits + job.stages - 1,
-                  (stage == 0 ? job.stages * kStageBytes : stage) - kStageBytes);
+            const int stage = int(f1 - ring) / kStageBytes;  // the one before it is free now
+            start(unit / kUnits + job.stages - 1, (stage == 0 ? job.stages : stage) - 1);
         }
         if (needed) multiply(sums, f1, f2);
         int step = unit % kUnits == 0 ? 16 : kStageBytes - 16;
-        if (stage + step == job.stages * kStageBytes) step -= job.stages * kStageBytes;
-        stage += step, f1 += step;
+        if (int(f1 - ring) + step >= job.stages * kStageBytes) step -= job.stages * kStageBytes;
+        f1 += step;
 #pragma unroll
         for (SharedAddress& at : f2) at += step;
     }

@@ -38,25 +38,24 @@ struct Block {
     int warp, lane;
 
     __device__ void load_f1(int item, SharedAddress stage) const {
-        const uint4* sample = job.f1.data + tile.b * job.f1.sample;
+        const Tiling& tiling = job.tiling;
         for (int r = 0; r < 2; ++r) {
-            const int y = tile.y + (2 * item + r) * job.tiling.stride;
-            load_row(
-                job.f1, sample, job.tiling.width, y, y < job.tiling.height, kTileSlots,
-                [&](int slot) { return job.tiling.x_of(tile, slot); },
-                [&](int slot, int unit) {
-                    // The other key of the second row: 4 pixels of either row are read at once.
-                    return stage + (r * kTileSlots + slot) * kPixelBytes + 16 * swizzled(slot + 4 * r, unit);
-                });
+            const int y = tile.y + (2 * item + r) * tiling.stride;
+            for (int half = 0; half < 2; ++half) {
+                load_run(job.f1, tile.b * job.f1.sample + int64_t(y) * job.f1.row, y < tiling.height,
+                         tiling.width, tiling.x_of(tile, 16 * half), tiling.stride, 16, [&](int n, int unit) {
+                             // The other key of the second row: 4 pixels of either row are read at once.
+                             return stage + (r * kTileSlots + 16 * half + n) * kPixelBytes +
+                                    16 * swizzled(n + 4 * r, unit);
+                         });
+            }
         }
     }
     __device__ void load_f2(int k, SharedAddress stage) const {
-        const int y = job.tiling.other_y(tile, share.j0 + k);
-        if (y < 0 || y >= job.tiling.height) return;
-        load_row(
-            job.f2, job.f2.data + tile.b * job.f2.sample, job.tiling.width, y, true, job.tiling.slots(),
-            [&](int slot) { return job.tiling.other_x(tile, share.i0, slot); },
-            [&](int slot, int unit) { return stage + slot * kPixelBytes + 16 * swizzled(slot, unit); });
+        if (!job.tiling.other_exists(tile, share.j0 + k)) return;
+        load_other_row(job.tiling, tile, job.f2, share.i0, share.j0 + k, [&](int slot, int unit) {
+            return stage + slot * kPixelBytes + 16 * swizzled(slot, unit);
+        });
     }
     __device__ void start(int item) {
         if (item < kF1Items + share.rows) {
@@ -68,20 +67,8 @@ struct Block {
         }
         commit_copies();  // an empty group where there is no item, so that counting groups counts items
     }
-    // The stage of this item, complete for all threads; starts a later item's copies into the stage that the
-    // barrier has just freed.
-    __device__ SharedAddress finish(int item) {
-        wait_copies(ring.stages - 2);
-        __syncthreads();
-        start(item + ring.stages - 1);
-        return ring.out();
-    }
-
     // 8 pixels x 64 bytes, the pair-th 64 of each, as operand registers: r[0], r[1] of the first k-step,
     // r[2], r[3] of the second. `row` is what lane_row() gave.
-    __device__ static SharedAddress lane_row(SharedAddress pixel, int key_slot, int lane) {
-        return pixel + 16 * swizzled(key_slot, lane / 8);
-    }
     __device__ static void load_pair(uint32_t (&r)[4], SharedAddress even, SharedAddress odd, int pair) {
         load_matrices(r, (pair % 2 == 0 ? even : odd) + pair / 2 * 128);
         if constexpr (sizeof(T) == 4) {
@@ -90,6 +77,16 @@ struct Block {
     }
 
     // Rows 2 item, 2 item + 1 of the tile: the upper (rows g) or lower (g + 8) half of operand A.
+    __device__ void take_f1(int item, SharedAddress stage, Pixels& pixels) const {
+        if (item == 0)
+            take_f1<0>(stage, pixels);
+        else if (item == 1)
+            take_f1<1>(stage, pixels);
+        else if (item == 2)
+            take_f1<2>(stage, pixels);
+        else
+            take_f1<3>(stage, pixels);
+    }
     template <int kItem>
     __device__ void take_f1(SharedAddress stage, Pixels& pixels) const {
         const int r = lane % 8 / 4, slot = 4 * warp + lane % 4;
@@ -180,15 +177,8 @@ struct Block {
     }
 
     __device__ void store_row(int k, const float* from) const {
-        if (job.vector)
-            store_planes<4>(k, from);
-        else
-            store_planes<1>(k, from);
-    }
-    template <int N>
-    __device__ void store_planes(int k, const float* from) const {
-        job.store_planes<T, N, kThreads>(tile, from, kBandPitch, kSlotPitch, share.j0, share.j1, share.j0 + k,
-                                         share.i0, share.count);
+        job.template store_planes<T>(tile, from, kBandPitch, kSlotPitch, share.j0, share.j1, share.j0 + k,
+                                     share.i0, share.count);
     }
 };
 
@@ -206,25 +196,30 @@ __global__ void __launch_bounds__(kThreads, 1) correlation_mma_kernel(ForwardJob
                    reinterpret_cast<float*>(shared + job.stages * kStageBytes),
                    int(threadIdx.x) / 32,
                    int(threadIdx.x) % 32};
-    Pixels pixels;
-    for (int item = 0; item < job.stages - 1; ++item) block.start(item);
-    block.template take_f1<0>(block.finish(0), pixels);
-    block.template take_f1<1>(block.finish(1), pixels);
-    block.template take_f1<2>(block.finish(2), pixels);
-    block.template take_f1<3>(block.finish(3), pixels);
-    // With two staging buffers the barrier of finish() is the only one per row: while some warps still
-    // multiply, others write results out.
+    // With two staging buffers there is one barrier per row: while some warps still multiply, others write
+    // results out.
     const int buffer = job.staging_buffers == 2 ? kTileRows * kBandPitch : 0;
-    for (int k = 0; k < block.share.rows; ++k) {
-        const SharedAddress stage = block.finish(kF1Items + k);
+    Pixels pixels;
+    for (int item = 1 - job.stages;; ++item) {
+        if (item >= 0) {
+            wait_copies(job.stages - 2);
+            __syncthreads();  // this item has arrived for all, and the stage of the last one is free
+        }
+        block.start(item + job.stages - 1);
+        if (item < 0) continue;
+        const SharedAddress stage = block.ring.out();
+        if (item < kF1Items) {
+            block.take_f1(item, stage, pixels);
+            continue;
+        }
+        const int k = item - kF1Items;
         if (k > 0) block.store_row(k - 1, block.staging + (k - 1) % 2 * buffer);
+        if (k == block.share.rows) break;
         Sums sums = {};
         if (job.tiling.other_exists(tile, j0 + k)) block.multiply_row(pixels, k, stage, sums);
         if (job.staging_buffers == 1) __syncthreads();
         block.stage_sums(sums, block.staging + k % 2 * buffer);
     }
-    __syncthreads();
-    block.store_row(block.share.rows - 1, block.staging + (block.share.rows - 1) % 2 * buffer);
 }
 
 }  // namespace

@@ -30,45 +30,37 @@ struct ForwardJob {
     // Set by the launcher.
     int splits, stages, staging_buffers;
 
-    template <typename T, int N>
-    __device__ void store(int64_t at, float (&v)[N]) const {
-        if (before != nullptr) {
-            if constexpr (N == 4) {
-                const float4 sum = *reinterpret_cast<const float4*>(before + at);
-                v[0] += sum.x, v[1] += sum.y, v[2] += sum.z, v[3] += sum.w;
-            } else {
-                v[0] += before[at];
-            }
-        }
-        if (after != nullptr) return put(after + at, v);
-#pragma unroll
-        for (int i = 0; i < N; ++i) {
-            v[i] *= scale;
-            v[i] = v[i] > 0 ? v[i] : v[i] * negative_slope;
-        }
-        put(static_cast<T*>(out) + at, v);
-    }
-    // Writes the staged sums [a][i][slot] of row j + a of the other frame: displacement (j - a, i0 + i) of
-    // row a of the tile, where j - a is in [j0, j1).
-    template <typename T, int N, int kThreads>
+    // Writes the staged sums [a][i][slot] of a row of the other frame: vertical displacement j - a of row a
+    // of the tile, where that is in [j0, j1), and horizontal ones i0 + i, i < count.
+    template <typename T>
     __device__ void store_planes(const Tile& tile, const float* from, int row_pitch, int slot_pitch, int j0,
                                  int j1, int j, int i0, int count) const {
         const int d = tiling.displacements();
         const int64_t plane = int64_t(tiling.height) * tiling.width;
-        for_each_run<N, kThreads>(
-            tiling, tile, from, row_pitch, slot_pitch, count,
-            [&](int a) { return j - a >= j0 && j - a < j1; },
-            [&](int a, int i, int offset, float (&v)[N]) {
-                store<T>(((int64_t(tile.b) * d + j - a) * d + i0 + i) * plane + offset, v);
-            });
+        const auto first = [&](int a, int offset) {
+            const bool wanted = j - a >= j0 && j - a < j1;
+            return wanted ? ((int64_t(tile.b) * d + j - a) * d + i0) * plane + offset : -1;
+        };
+        if (vector && before == nullptr && after == nullptr) {
+            for_each_run<4>(tiling, tile, from, row_pitch, slot_pitch, count, plane, first,
+                            [&](int64_t at, float (&v)[4]) {
+                                for (float& value : v) value = finished(value);
+                                store_4(static_cast<T*>(out) + at, v);
+                            });
+        } else {
+            for_each_run<1>(tiling, tile, from, row_pitch, slot_pitch, count, plane, first,
+                            [&](int64_t at, float (&v)[1]) {
+                                if (before != nullptr) v[0] += before[at];
+                                if (after != nullptr)
+                                    after[at] = v[0];
+                                else
+                                    store(static_cast<T*>(out) + at, finished(v[0]));
+                            });
+        }
     }
-    template <typename T>
-    __device__ static void put(T* to, const float (&v)[4]) {
-        store_4(to, v);
-    }
-    template <typename T>
-    __device__ static void put(T* to, const float (&v)[1]) {
-        vda::store(to, v[0]);
+    __device__ float finished(float sum) const {
+        sum *= scale;
+        return fmaxf(sum, sum * negative_slope);  // LeakyReLU, as 0 < negative_slope <= 1
     }
 };
 
@@ -125,23 +117,27 @@ __device__ __forceinline__ uint32_t displacements_inside(const BackwardJob& job,
     return bits;
 }
 
-// The walk of a block over the neighbours of its tile: all bands, of each the rows that exist, `step` at a
-// time.
+// The walk of a block over the neighbours of its tile: band after band of displacements along x, of each the
+// rows that exist, `step` at a time.
 struct Walk {
-    int first_row, per_band, items, step;
+    int first_row, end_row, step, items;
+    struct At {
+        int i0, k;  // first displacement of the band, first row
+    };
     __device__ Walk(const Tiling& tiling, const Tile& tile, int step_) : step(step_) {
         first_row = max(0, tiling.radius - tile.y / tiling.stride) / step * step;
-        const int end =
-            min(tiling.other_rows(), tiling.radius + (tiling.height - 1 - tile.y) / tiling.stride + 1);
-        per_band = ceil_div(end - first_row, step);
-        items = per_band * tiling.bands();
+        end_row = min(tiling.other_rows(), tiling.radius + (tiling.height - 1 - tile.y) / tiling.stride + 1);
+        items = ceil_div(end_row - first_row, step) * tiling.bands();
     }
-    __device__ int row(int item) const { return first_row + item % per_band * step; }
-    __device__ int i0(int item) const { return item / per_band * kBand; }
+    __device__ At begin() const { return {0, first_row}; }
+    __device__ void advance(At& at) const {
+        at.k += step;
+        if (at.k >= end_row) at = {at.i0 + kBand, first_row};
+    }
 };
 
 // Writes channels c .. c + count - 1 of a tile from staging [a][channel][slot].
-template <typename T, int kThreads>
+template <typename T>
 __device__ __forceinline__ void store_channels(const BackwardJob& job, const Tile& tile, const float* staging,
                                                int row_pitch, int slot_pitch, int c, int count) {
     const Tiling& tiling = job.tiling;
@@ -149,16 +145,13 @@ __device__ __forceinline__ void store_channels(const BackwardJob& job, const Til
     T* to = static_cast<T*>(job.grad) + int64_t(tile.b) * job.channels * plane;
     if (!job.channels_last) {
         to += c * plane;
-        const auto all = [](int) { return true; };
-        if (job.vector) {
-            for_each_run<4, kThreads>(
-                tiling, tile, staging, row_pitch, slot_pitch, count, all,
-                [&](int, int channel, int at, float (&v)[4]) { store_4(to + channel * plane + at, v); });
-        } else {
-            for_each_run<1, kThreads>(
-                tiling, tile, staging, row_pitch, slot_pitch, count, all,
-                [&](int, int channel, int at, float (&v)[1]) { store(to + channel * plane + at, v[0]); });
-        }
+        const auto first = [](int, int offset) { return int64_t(offset); };
+        if (job.vector)
+            for_each_run<4>(tiling, tile, staging, row_pitch, slot_pitch, count, plane, first,
+                            [&](int64_t at, float (&v)[4]) { store_4(to + at, v); });
+        else
+            for_each_run<1>(tiling, tile, staging, row_pitch, slot_pitch, count, plane, first,
+                            [&](int64_t at, float (&v)[1]) { store(to + at, v[0]); });
         return;
     }
     // 8 lanes take the channels of a pixel, 4 each.

@@ -124,22 +124,43 @@ struct Ring {
     }
 };
 
-// Starts to copy `slots` pixels of one row of features, `units` 16-byte units of each and zeros after them up
-// to a multiple of 4 units. x_of(slot) may lie outside the frame, which gives zeros; so does a row that does
-// not exist. place(slot, unit) is the place in shared memory.
-template <typename X, typename Place>
-__device__ __forceinline__ void load_row(const Features& from, const uint4* sample, int width, int y,
-                                         bool exists, int slots, const X& x_of, const Place& place) {
+// Starts to copy `count` pixels of one row of features, the n-th from x + n stride, `units` 16-byte units of
+// each and zeros after them up to a multiple of 4 units; zeros as well where x lies outside the frame or the
+// row does not exist. place(n, unit) is where they go; 4, 8, .. pixels further on it is as much further
+// everywhere.
+template <typename Place>
+__device__ __forceinline__ void load_run(const Features& from, int64_t row, bool exists, int width, int x,
+                                         int stride, int count, const Place& place) {
     const int padded = ceil_div(from.units, 4) * 4;
-    const int shift = padded > 16 ? 5 : (padded > 8 ? 4 : (padded > 4 ? 3 : 2));
+    const int shift = padded > 16 ? 5 : (padded > 8 ? 4 : (padded > 4 ? 3 : 2));  // threads per pixel
     const int unit = int(threadIdx.x) & ((1 << shift) - 1), step = int(blockDim.x) >> shift;
+    int n = int(threadIdx.x) >> shift;
     if (unit >= padded) return;
-    const bool has_unit = exists && unit < from.units;
-    const int row = has_unit ? y * from.row + unit : 0;
-    for (int slot = int(threadIdx.x) >> shift; slot < slots; slot += step) {
-        const int x = x_of(slot);
-        const bool valid = has_unit && x >= 0 && x < width;
-        copy_async_16(place(slot, unit), sample + (valid ? row + x * from.pixel : 0), valid);
+    exists = exists && unit < from.units;
+    SharedAddress to = place(n, unit);
+    const int to_step = int(place(n + step, unit) - to);
+    const uint4* at = from.data + row + int64_t(x + n * stride) * from.pixel + unit;
+    const int64_t at_step = int64_t(step * stride) * from.pixel;
+    if (exists && x >= 0 && x + (count - 1) * stride < width) {
+#pragma unroll 4
+        for (; n < count; n += step, at += at_step, to += to_step) copy_async_16(to, at);
+    } else {
+        for (; n < count; n += step, at += at_step, to += to_step) {
+            const bool inside = x + n * stride >= 0 && x + n * stride < width;
+            copy_async_16(to, at, exists && inside);
+        }
+    }
+}
+
+// Row k of the other frame from displacement i0 on: place(slot, unit).
+template <typename Place>
+__device__ __forceinline__ void load_other_row(const Tiling& tiling, const Tile& tile, const Features& from,
+                                               int i0, int k, const Place& place) {
+    const int64_t row = tile.b * from.sample + int64_t(tiling.other_y(tile, k)) * from.row;
+    for (int q = 0; q < tiling.parities; ++q) {
+        const int first = q * tiling.span();
+        load_run(from, row, tiling.other_exists(tile, k), tiling.width, tiling.other_x(tile, i0, first),
+                 tiling.stride, tiling.span(), [&](int n, int unit) { return place(first + n, unit); });
     }
 }
 
@@ -154,48 +175,55 @@ static_assert(kBandPitch >= kBand * kSlotPitch, "rows overlap");
 
 template <typename T>
 __device__ __forceinline__ void store_4(T* to, const float (&v)[4]) {
-    if constexpr (sizeof(T) == 4) {
-        *reinterpret_cast<float4*>(to) = make_float4(v[0], v[1], v[2], v[3]);
-    } else {
-        *reinterpret_cast<uint2*>(to) = make_uint2(pack_pair(v[0], v[1], T()), pack_pair(v[2], v[3], T()));
-    }
+    if constexpr (sizeof(T) == 4)
+        store_vector(to, make_uint4(__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]),
+                                    __float_as_uint(v[3])));
+    else
+        store_vector(to, make_uint2(pack_pair(v[0], v[1], T()), pack_pair(v[2], v[3], T())));
 }
 
-// Whether store_runs may write 4 values at once.
+// Whether for_each_run may take 4 values at once.
 inline bool vector_stores(const Tiling& t, const void* out, Dtype dtype) {
     return (t.parities == 2 || t.stride == 1) && t.width % 4 == 0 &&
            reinterpret_cast<uintptr_t>(out) % (4 * size_of(dtype)) == 0;
 }
 
-// Calls write(row a of the tile, plane, offset y W + x, values) for what is staged as [a][plane][slot], N = 4
-// or 1 neighbours along x at a time, with a whole run of x in consecutive lanes. wanted(a) picks rows.
-// kThreads: of the block, 0 where it is not known at compile time.
-template <int N, int kThreads, typename Wanted, typename Write>
+// Calls write(element of the plane array, values) for what is staged as [a][plane][slot], N = 4 or 1
+// neighbours along x at a time, with a whole run of x in consecutive lanes. first(a, y W + x) is the element
+// in plane 0, negative where row a is not wanted; planes lie plane_stride apart. The block has a multiple of
+// 64 threads.
+template <int N, typename First, typename Write>
 __device__ __forceinline__ void for_each_run(const Tiling& tiling, const Tile& tile, const float* staging,
-                                             int row_pitch, int slot_pitch, int planes, const Wanted& wanted,
-                                             const Write& write) {
+                                             int row_pitch, int slot_pitch, int planes, int64_t plane_stride,
+                                             const First& first, const Write& write) {
     constexpr int lanes = kTileSlots / N;
-    const int run = int(threadIdx.x) % lanes * N, first = int(threadIdx.x) / lanes;
+    const int run = int(threadIdx.x) % lanes * N, worker = int(threadIdx.x) / lanes,
+              workers = int(blockDim.x) / lanes;
     const int x = tiling.x_of_run(tile, run), slot = tiling.slot_of_run(run);
-    const int step = (kThreads > 0 ? kThreads : int(blockDim.x)) / lanes;
     if (x >= tiling.width) return;
-    for (int item = first; item < planes * kTileRows; item += step) {
-        constexpr bool same_row = kThreads > 0 && kThreads / lanes % kTileRows == 0;  // in every turn
-        const int a = (same_row ? first : item) % kTileRows, plane = item / kTileRows;
-        const int y = tile.y + a * tiling.stride;
-        if (y >= tiling.height || !wanted(a)) continue;
-        const float* at = staging + a * row_pitch + plane * slot_pitch + slot;
-        float v[N];
-        if constexpr (N == 1) {
-            v[0] = *at;
-        } else {  // 4 slots, or 2 of each parity in turn
-            const bool turn = tiling.parities == 2;
-            const float2 lower = *reinterpret_cast<const float2*>(at);
-            const float2 upper = *reinterpret_cast<const float2*>(at + (turn ? 16 : 2));
-            v[0] = lower.x, v[1] = turn ? upper.x : lower.y;
-            v[2] = turn ? lower.y : upper.x, v[3] = upper.y;
+    if constexpr (N == 4) {  // workers are a multiple of 8: each keeps its row
+        const int a = worker % kTileRows, y = tile.y + a * tiling.stride;
+        int64_t at = y < tiling.height ? first(a, y * tiling.width + x) : -1;
+        if (at < 0) return;
+        const float* from = staging + a * row_pitch + slot;
+        const bool turn = tiling.parities == 2;  // 2 slots of each parity in turn, else 4 slots
+        const int step = workers / kTileRows;
+        at += worker / kTileRows * plane_stride;
+        from += worker / kTileRows * slot_pitch;
+        for (int plane = worker / kTileRows; plane < planes; plane += step) {
+            const float2 lower = *reinterpret_cast<const float2*>(from);
+            const float2 upper = *reinterpret_cast<const float2*>(from + (turn ? 16 : 2));
+            float v[4] = {lower.x, turn ? upper.x : lower.y, turn ? lower.y : upper.x, upper.y};
+            write(at, v);
+            at += step * plane_stride, from += step * slot_pitch;
         }
-        write(a, plane, y * tiling.width + x, v);
+    } else {
+        for (int item = worker; item < planes * kTileRows; item += workers) {
+            const int a = item % kTileRows, plane = item / kTileRows, y = tile.y + a * tiling.stride;
+            const int64_t at = y < tiling.height ? first(a, y * tiling.width + x) : -1;
+            float v[1] = {staging[a * row_pitch + plane * slot_pitch + slot]};
+            if (at >= 0) write(at + plane * plane_stride, v);
+        }
     }
 }
 

@@ -28,12 +28,17 @@ __device__ __forceinline__ SharedAddress shared_address(const void* p) {
     return SharedAddress(__cvta_generic_to_shared(p));
 }
 
-// Starts to copy 16 (or 4) bytes to shared memory, or zeros where they do not `exist`; `from` must be a valid
-// address either way. 16-byte copies pass L1 by.
+// Starts to copy 16 bytes to shared memory, past L1; with a third argument zeros where they do not `exist`
+// and are not read. The first takes one instruction, the others four.
+__device__ __forceinline__ void copy_async_16(SharedAddress to, const void* from) {
+    VDA_AMPERE(asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to),
+                            "l"(__cvta_generic_to_global(from)) : "memory"));
+}
 __device__ __forceinline__ void copy_async_16(SharedAddress to, const void* from, bool exists) {
     VDA_AMPERE(asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to),
                             "l"(__cvta_generic_to_global(from)), "r"(exists ? 16 : 0) : "memory"));
 }
+// The same with 4 bytes.
 __device__ __forceinline__ void copy_async_4(SharedAddress to, const void* from, bool exists) {
     VDA_AMPERE(asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to),
                             "l"(__cvta_generic_to_global(from)), "r"(exists ? 4 : 0) : "memory"));
@@ -108,6 +113,17 @@ __device__ __forceinline__ uint32_t pack_pair(float lower, float upper, bfloat16
     uint32_t pair = 0;
     VDA_AMPERE(asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(upper), "f"(lower)));
     return pair;
+}
+
+// One store of 8 or 16 bytes; an assignment through uint2* may be taken apart.
+__device__ __forceinline__ void store_vector(void* to, uint2 v) {
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "r"(v.x), "r"(v.y)
+                 : "memory");
+}
+__device__ __forceinline__ void store_vector(void* to, uint4 v) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(v.x),
+                 "r"(v.y), "r"(v.z), "r"(v.w)
+                 : "memory");
 }
 
 // threadIdx.x and blockIdx.x, and whatever is computed from them, without the compiler keeping it since

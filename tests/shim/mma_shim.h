@@ -27,7 +27,7 @@ inline SharedAddress shared_address(const void* p) {
     return static_cast<SharedAddress>(const_cast<void*>(p));
 }
 
-inline void copy_async_16(SharedAddress to, const void* from, bool exists) {
+inline void copy_async_16(SharedAddress to, const void* from, bool exists = true) {
     shim::start_copy(to, from, 16, exists);
 }
 inline void copy_async_4(SharedAddress to, const void* from, bool exists) {
@@ -106,6 +106,12 @@ inline uint32_t pack_pair(float lower, float upper, half) {
 }
 inline uint32_t pack_pair(float lower, float upper, bfloat16) {
     return to_bfloat16(lower).bits | uint32_t(to_bfloat16(upper).bits) << 16;
+}
+
+template <typename V>
+void store_vector(void* to, V v) {
+    if (reinterpret_cast<uintptr_t>(to) % sizeof(V) != 0) shim::fail("a vector store is not aligned");
+    memcpy(to, &v, sizeof(V));
 }
 
 inline int reread_thread_index() { return int(threadIdx.x); }
