@@ -125,20 +125,25 @@ struct Block {
         }
     }
     __device__ void put_weights(const uint32_t (&words)[kRows][kWords], unsigned char* to) const {
-        constexpr int halves = kRows, units = kWords / 4;
+        constexpr int units_of_8 = kWords / 12;  // 16-byte units that hold 8 columns
 #pragma unroll
-        for (int i = 0; i < halves; ++i) {
-            const int half = halves == 2 ? i : part(), first_unit = halves == 2 ? units * part() : 0;
+        for (int i = 0; i < kRows; ++i) {
+            const int half = kRows == 2 ? i : part(), first = kRows == 2 ? eights() * part() : 0;
             const int owner = 4 * half + column() / 4, pixel = 4 * pixel_row() + column() % 4;
-            uint4* at = reinterpret_cast<uint4*>(to + owner * kWarpWeightBytes) + first_unit * 32 + pixel;
+            uint4* at = reinterpret_cast<uint4*>(to + owner * kWarpWeightBytes) + first * 32 + pixel;
 #pragma unroll
-            for (int u = 0; u < units; ++u)
-                at[32 * u] = make_uint4(words[i][4 * u], words[i][4 * u + 1], words[i][4 * u + 2],
-                                        words[i][4 * u + 3]);
+            for (int u = 0; u < kWords / 4; ++u) {
+                if (u < eights() * units_of_8)
+                    at[32 * u] = make_uint4(words[i][4 * u], words[i][4 * u + 1], words[i][4 * u + 2],
+                                            words[i][4 * u + 3]);
+            }
         }
     }
 
     // ---- product ----
+
+    // Groups of 8 neighbours in a row; as many k-steps in a stage.
+    __device__ int eights() const { return job.tiling.window / 8; }
 
     // Where this lane's B operands of one k-step begin, see load_group().
     struct Lanes {
@@ -148,10 +153,11 @@ struct Block {
         Lanes lanes;
         const int slot0 = job.tiling.first_other_slot(warp);
         if constexpr (sizeof(T) == 2) {
-            // 16 neighbours of two rows of 24. Lanes 8 .. 15 and 24 .. 31 name the second 8 of them, lanes 16
-            // .. 31 the second 8 channels.
-            const int eighth = 2 * step + lane / 8 % 2, slot = slot0 + eighth % 3 * 8 + lane % 8;
-            const SharedAddress pixel = stage + (eighth / 3 * job.tiling.slots() + slot) * kPixelBytes;
+            // 16 neighbours of two rows of 8 eights(). Lanes 8 .. 15 and 24 .. 31 name the second 8 of them,
+            // lanes 16 .. 31 the second 8 channels.
+            const int eight = 2 * step + lane / 8 % 2, row = eight >= eights();
+            const int slot = slot0 + (eight - row * eights()) * 8 + lane % 8;
+            const SharedAddress pixel = stage + (row * job.tiling.slots() + slot) * kPixelBytes;
 #pragma unroll
             for (int i = 0; i < 4; ++i)
                 lanes.at[i / 2][i % 2] = pixel + 16 * swizzled(slot, 2 * i + lane / 16);
@@ -191,6 +197,7 @@ struct Block {
         const int groups = ceil_div(features.units * 16, kGroup * int(sizeof(T)));
 #pragma unroll
         for (int step = 0; step < 3; ++step) {
+            if (step >= eights()) break;
             uint32_t a[2][4], b[2][4][2];
             const Lanes lanes = lanes_of(stage, step);
 #pragma unroll

@@ -33,7 +33,8 @@ bool tensor_cores(const CorrelationParams& p) { return p.dtype != Dtype::f32 || 
 bool direct(const CorrelationParams& p, const View& map) {
     const int size = size_of(p.dtype);
     const auto whole = [&](int64_t extent, int64_t stride) { return extent == 1 || stride * size % 16 == 0; };
-    const int64_t span = (p.height - 1) * map.stride[2] + (p.width - 1) * map.stride[3] + p.channels;
+    const auto reach = [&](int extent, int64_t stride) { return extent == 1 ? 0 : (extent - 1) * stride; };
+    const int64_t span = reach(p.height, map.stride[2]) + reach(p.width, map.stride[3]) + p.channels;
     return int64_t(p.channels) * size % 16 == 0 && map.stride[1] == 1 && whole(p.batch, map.stride[0]) &&
            whole(p.height, map.stride[2]) && whole(p.width, map.stride[3]) &&
            reinterpret_cast<uintptr_t>(map.data) % 16 == 0 && span * size / 16 <= INT32_MAX;
@@ -63,8 +64,11 @@ struct Source {
 Source source(const CorrelationParams& p, const View& map, Workspace& workspace) {
     const int size = size_of(p.dtype), units = units_per_pixel(p);
     if (direct(p, map)) {
-        const auto distance = [&](int i) { return map.stride[i] * size / 16; };
-        return {{static_cast<const uint4*>(map.data), distance(0), int(distance(2)), int(distance(3)), units},
+        const auto distance = [&](int64_t extent, int64_t stride) {
+            return extent == 1 ? 0 : stride * size / 16;
+        };
+        return {{static_cast<const uint4*>(map.data), distance(p.batch, map.stride[0]),
+                 int(distance(p.height, map.stride[2])), int(distance(p.width, map.stride[3])), units},
                 nullptr};
     }
     const int64_t sample = int64_t(p.height) * p.width * units;
@@ -104,7 +108,7 @@ int forward(const CorrelationParams& p, const Gpu& gpu, void* stream) {
     int code = pack(p, p.f1, plan.f1, stream);
     if (code == kOk) code = pack(p, p.f2, plan.f2, stream);
     ForwardJob job{};
-    job.tiling = make_tiling(p, 1, ceil_div(std::min(displacements(p), kBand) + 3, 8) * 8);
+    job.tiling = make_tiling(p);
     job.out = p.out, job.dtype = p.dtype;
     job.scale = float(p.scale), job.negative_slope = float(p.negative_slope);
     job.vector = vector_stores(job.tiling, p.out, p.dtype);
@@ -141,7 +145,7 @@ int backward(const CorrelationParams& p, const Gpu& gpu, void* stream) {
     Workspace workspace(p.workspace);
     const BackwardPlan plan(p, workspace);
     BackwardJob job{};
-    job.tiling = make_tiling(p, 1, kWindow);
+    job.tiling = make_tiling(p);
     job.grad_out = p.grad_out, job.channels = p.channels, job.channels_last = p.channels_last;
     job.paired = paired(p, job.tiling), job.scale = float(p.scale), job.dtype = p.dtype;
     const auto run = [&](int sign, const View& map, const Source& from, void* grad) {

@@ -17,9 +17,8 @@ namespace vda {
 
 constexpr int kTileRows = 8;
 constexpr int kTileSlots = 32;
-constexpr int kBand = 21;  // displacements along x that a block holds at once; FlowNetC has just these
-constexpr int kWindow = kBand + 3;  // columns of the other frame that 4 columns meet in one band
-constexpr int kMaxSlots = 72;       // of a row of the other frame: 2 (16 + 20)
+constexpr int kBand = 21;      // displacements along x that a block holds at once; FlowNetC has just these
+constexpr int kMaxSlots = 72;  // of a row of the other frame: 2 (16 + 20)
 
 // A channels-last map; distances in units of 16 bytes.
 struct Features {
@@ -88,12 +87,12 @@ struct Tiling {
     VDA_HD int first_other_slot(int w) const { return parities == 2 ? w / 4 * span() + w % 4 * 4 : 4 * w; }
 };
 
-// A grid of tiles with `layers` blocks each, `window` columns.
-inline Tiling make_tiling(const CorrelationParams& p, int layers, int window) {
+// One block per tile; a launcher that wants more sets `layers`.
+inline Tiling make_tiling(const CorrelationParams& p) {
     Tiling t{};
     t.batch = p.batch, t.height = p.height, t.width = p.width, t.radius = p.radius;
     t.stride = std::min(p.stride, std::max(p.height, p.width));  // beyond that every step leaves the frame
-    t.layers = layers, t.window = window;
+    t.layers = 1, t.window = ceil_div(std::min(displacements(p), kBand) + 3, 8) * 8;
     t.parities = t.stride == 2 ? 2 : 1;
     t.lattices_x = t.parities == 2 ? 1 : std::min(t.stride, p.width);
     t.lattices_y = std::min(t.stride, p.height);
