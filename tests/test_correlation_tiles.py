@@ -27,6 +27,15 @@ CASES = [  # B, C, H, W, max_displacement, stride: tiles have 8 rows of one latt
 ]
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The references are hundreds of small operations, which several threads only slow down."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def tf32() -> Iterator[None]:
     matmul = torch.backends.cuda.matmul

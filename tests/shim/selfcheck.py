@@ -89,6 +89,8 @@ def check_ops(path: Path) -> None:
                     os.environ["VDA_SHIM_SEED"] = seed
                     with _lib.routed_to(module):
                         compare(getattr(ops, name), arguments, options, wanted, dtype)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        correlation_gradients(ops, _lib, module, dtype)
     for deterministic in (False, True):
         torch.use_deterministic_algorithms(deterministic)
         for route in (False, True):
@@ -105,6 +107,25 @@ def compare(op: Any, arguments: Any, options: Any, wanted: Any, dtype: torch.dty
     pairs = zip(found, wanted, strict=True) if isinstance(found, tuple) else [(found, wanted)]
     for mine, reference in pairs:
         torch.testing.assert_close(mine, reference, atol=tolerance, rtol=tolerance, equal_nan=True)
+
+
+def correlation_gradients(ops: Any, lib: Any, module: Any, dtype: torch.dtype) -> None:
+    """On tensor cores, fp32 as TF32: an odd size from planes, an even one channels-last, two tiles along x."""
+    import torch
+
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    for width, layout in ((37, torch.contiguous_format), (34, torch.channels_last)):
+        maps = [torch.rand(2, 24, 9, width).to(dtype=dtype, memory_format=layout) for _ in range(2)]
+        results = []
+        for op in (ops.correlation, ops.correlation_reference):
+            a, b = (f.clone().requires_grad_() for f in maps)
+            with lib.routed_to(module):
+                out = op(a, b, max_displacement=4)
+                out.sum().backward()
+            results.append((out, a.grad, b.grad))
+        for mine, wanted in zip(*results, strict=True):
+            torch.testing.assert_close(mine, wanted, atol=5e-2, rtol=5e-2)
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
 
 
 def gradients(ops: Any, lib: Any, module: Any) -> None:
@@ -158,6 +179,6 @@ if __name__ == "__main__":
     if len(sys.argv) == 2:
         check_ops(Path(sys.argv[1]))
     elif sys.argv[2] == "shared":
-        ctypes.CDLL(sys.argv[1]).run_misuse(4, (ctypes.c_int * 32)())
+        ctypes.CDLL(sys.argv[1]).run_misuse(-1, (ctypes.c_int * 32)())
     else:
         fault(Path(sys.argv[1]), sys.argv[2])
