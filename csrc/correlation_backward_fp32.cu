@@ -30,8 +30,10 @@ struct Block {
     Tile tile;
     Features features;  // of this block's channels
     SharedAddress ring;
-    int columns, unit, half,
-        group;  // of this thread: 4 columns, first unit of channels, 4 rows; and of its warp
+    int columns;  // of this thread: which of 8 groups of 4,
+    int unit;     // the first of its two units of channels,
+    int half;     // which half of the tile,
+    int group;    // which 32 channels
 
     __device__ void start(int i0, int k, SharedAddress stage) const {
         const Tiling& tiling = job.tiling;
@@ -115,7 +117,7 @@ struct Block {
                 }
             }
             __syncthreads();
-            store_channels<float>(job, tile, staging, kRowPitch, kPitch, c0 + first,
+            store_channels<float>(job, tile, {staging, kRowPitch, kPitch}, c0 + first,
                                   min(kGroup, channels - first));
         }
     }

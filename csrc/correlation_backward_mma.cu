@@ -6,7 +6,8 @@
 // walks over the rows of neighbours. Per stage (two rows of 16 bits, one of 32 bits; 36 KB) a warp multiplies
 // its weights, 32 pixels x 96 bytes, by 96 bytes of neighbours x 128 channels: 96 mma. The weights come from
 // grad_out as it lies, whatever its strides: every thread holds one pixel (a pair of neighbouring x at 16
-// bits), gathers its D values of a row and shifts them to where the row of neighbours has them.
+// bits), gathers its D values of a row and shifts them to where the row of neighbours has them. What lies up
+// to 3 steps outside the window of a pixel is multiplied by zero: if it is not finite, the gradient is not.
 #include "correlation_plan.cuh"
 
 namespace vda {
@@ -28,7 +29,7 @@ using Sums = float[2][kChannels / 8][4];  // [m16 tile][n8 tile][of mma]
 // The displacements [i0, i0 + count) along x that a walk over the rows takes in.
 struct Band {
     int i0, count;
-    uint32_t inside[2];  // Block::inside() of both halves; at 32 bits of this thread's in [0]
+    uint32_t inside[2];  // displacements_inside() of both halves; at 32 bits of this thread's in [0]
 };
 
 template <typename T>
@@ -92,8 +93,8 @@ struct Block {
             put(i, bits >> i & 1 ? uint32_t(*reinterpret_cast<const Word*>(from)) : 0u);
     }
 
-    // Moves what gather() found to its columns of the row of neighbours: column n holds displacement n - X
-    // % 4. words[half][..]: 24 columns.
+    // Moves what gather() found to its columns of the row of neighbours: column n of 24 holds displacement
+    // n - X % 4. words[half] at 16 bits.
     __device__ void align(const uint32_t (&raw)[kBand], uint32_t (&words)[kRows][kWords]) const {
         const bool by_one = column() & 1, by_two = column() & 2;
         if constexpr (sizeof(T) == 2) {
@@ -248,13 +249,13 @@ struct Block {
 #pragma unroll
                 for (int e = 0; e < 4; ++e) {
                     const int a = 4 * m + e / 2 * 2 + g / 4, channel = channel_of(n, 2 * t + e % 2);
-                    staging[a * pitch + channel * kSlotPitch + 4 * warp + g % 4] =
+                    staging[a * pitch + channel * kPlanePitch + 4 * warp + g % 4] =
                         sums[m][4 * kGroupIndex + n][e] * job.scale;
                 }
             }
         }
         __syncthreads();
-        store_channels<T>(job, tile, staging, pitch, kSlotPitch, c0 + kGroupIndex * kGroup,
+        store_channels<T>(job, tile, {staging, pitch, kPlanePitch}, c0 + kGroupIndex * kGroup,
                           min(kGroup, channels - kGroupIndex * kGroup));
     }
 };
@@ -284,8 +285,7 @@ __global__ void __launch_bounds__(kThreads, 1) correlation_backward_mma_kernel(B
     for (int item = 1 - job.stages; item < walk.items; ++item) {
         if (item >= 0) {
             wait_copies(job.stages - 2);
-            __syncthreads();  // this item and its weights are there for all, and the stage of the last one is
-                              // free
+            __syncthreads();  // this item and its weights are there for all, the last one's stage is free
         }
         if (item + job.stages - 1 < walk.items) {
             block.load_rows(loading.i0, loading.k, block.ring.in());

@@ -58,7 +58,7 @@ __device__ int pixel_of(const ForwardJob& job, const Share& share, int place) {
     const Tiling& tiling = job.tiling;
     int x, y, row, pixel;
     if (place < kTileRows * kTileSlots) {
-        x = tiling.x_of(share.tile, place % kTileSlots),
+        x = tiling.x_of(share.tile, place % kTileSlots);
         y = share.tile.y + place / kTileSlots * tiling.stride;
         row = job.f1.row, pixel = job.f1.pixel;
     } else {
@@ -139,7 +139,7 @@ __device__ __forceinline__ void store_sums(const ForwardJob& job, const Share& s
         }
         __syncthreads();
         const int d = job.tiling.displacements(), k = share.k0 + g;
-        job.store_planes<float>(share.tile, staging, kRowPitch, kPitch, 0, d, k, share.i0, share.count);
+        job.store_planes<float>(share.tile, {staging, kRowPitch, kPitch}, 0, d, k, share.i0, share.count);
     }
 }
 

@@ -16,7 +16,8 @@ constexpr int kThreads = 256;
 constexpr int kPixelBytes = 512;          // of one pixel in a stage; bank conflicts are avoided by swizzled()
 constexpr int kPairs = kPixelBytes / 64;  // 64 bytes of channels: two k-steps of 32
 constexpr int kStageBytes = kMaxSlots * kPixelBytes;
-constexpr int kStagingBytes = kTileRows * kBandPitch * int(sizeof(float));
+constexpr int kRowPitch = row_pitch(kBand);  // of staged sums
+constexpr int kStagingBytes = kTileRows * kRowPitch * int(sizeof(float));
 constexpr int kF1Items = 4;  // the f1 tile comes through the ring as well, two rows at a time
 
 using Sums = float[2][3][4];                // [m16 tile][n8 tile of the window][of mma]
@@ -68,7 +69,7 @@ struct Block {
         commit_copies();  // an empty group where there is no item, so that counting groups counts items
     }
     // 8 pixels x 64 bytes, the pair-th 64 of each, as operand registers: r[0], r[1] of the first k-step,
-    // r[2], r[3] of the second. `row` is what lane_row() gave.
+    // r[2], r[3] of the second. `even` and `odd`: this lane's 16 bytes of pairs 0 and 1.
     __device__ static void load_pair(uint32_t (&r)[4], SharedAddress even, SharedAddress odd, int pair) {
         load_matrices(r, (pair % 2 == 0 ? even : odd) + pair / 2 * 128);
         if constexpr (sizeof(T) == 4) {
@@ -161,7 +162,7 @@ struct Block {
     // Pixel (a, slot) and column n of the window are displacement n - slot % 4.
     __device__ void stage_sums(const Sums& sums, float* to) const {
         const int g = lane / 4, t = lane % 4, i0 = 2 * t - g % 4;
-        float* at = to + g / 4 * kBandPitch + i0 * kSlotPitch + 4 * warp + g % 4;
+        float* at = to + g / 4 * kRowPitch + i0 * kPlanePitch + 4 * warp + g % 4;
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
 #pragma unroll
@@ -170,14 +171,14 @@ struct Block {
                 for (int e = 0; e < 4; ++e) {
                     const int a = 4 * m + e / 2 * 2, i = 8 * n + e % 2;
                     if (unsigned(i0 + i) < unsigned(share.count))
-                        at[a * kBandPitch + i * kSlotPitch] = sums[m][n][e];
+                        at[a * kRowPitch + i * kPlanePitch] = sums[m][n][e];
                 }
             }
         }
     }
 
-    __device__ void store_row(int k, const float* from) const {
-        job.template store_planes<T>(tile, from, kBandPitch, kSlotPitch, share.j0, share.j1, share.j0 + k,
+    __device__ void store_row(int k, float* from) const {
+        job.template store_planes<T>(tile, {from, kRowPitch, kPlanePitch}, share.j0, share.j1, share.j0 + k,
                                      share.i0, share.count);
     }
 };
@@ -198,7 +199,7 @@ __global__ void __launch_bounds__(kThreads, 1) correlation_mma_kernel(ForwardJob
                    int(threadIdx.x) % 32};
     // With two staging buffers there is one barrier per row: while some warps still multiply, others write
     // results out.
-    const int buffer = job.staging_buffers == 2 ? kTileRows * kBandPitch : 0;
+    const int buffer = job.staging_buffers == 2 ? kTileRows * kRowPitch : 0;
     Pixels pixels;
     for (int item = 1 - job.stages;; ++item) {
         if (item >= 0) {

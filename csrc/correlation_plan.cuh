@@ -30,11 +30,11 @@ struct ForwardJob {
     // Set by the launcher.
     int splits, stages, staging_buffers;
 
-    // Writes the staged sums [a][i][slot] of a row of the other frame: vertical displacement j - a of row a
-    // of the tile, where that is in [j0, j1), and horizontal ones i0 + i, i < count.
+    // Writes the staged sums of a row of the other frame: vertical displacement j - a of row a of the tile,
+    // where that is in [j0, j1), and horizontal ones i0 + plane, plane < count.
     template <typename T>
-    __device__ void store_planes(const Tile& tile, const float* from, int row_pitch, int slot_pitch, int j0,
-                                 int j1, int j, int i0, int count) const {
+    __device__ void store_planes(const Tile& tile, const Staging& staging, int j0, int j1, int j, int i0,
+                                 int count) const {
         const int d = tiling.displacements();
         const int64_t plane = int64_t(tiling.height) * tiling.width;
         const auto first = [&](int a, int offset) {
@@ -42,20 +42,18 @@ struct ForwardJob {
             return wanted ? ((int64_t(tile.b) * d + j - a) * d + i0) * plane + offset : -1;
         };
         if (vector && before == nullptr && after == nullptr) {
-            for_each_run<4>(tiling, tile, from, row_pitch, slot_pitch, count, plane, first,
-                            [&](int64_t at, float (&v)[4]) {
-                                for (float& value : v) value = finished(value);
-                                store_4(static_cast<T*>(out) + at, v);
-                            });
+            for_each_run<4>(tiling, tile, staging, count, plane, first, [&](int64_t at, float (&v)[4]) {
+                for (float& value : v) value = finished(value);
+                store_4(static_cast<T*>(out) + at, v);
+            });
         } else {
-            for_each_run<1>(tiling, tile, from, row_pitch, slot_pitch, count, plane, first,
-                            [&](int64_t at, float (&v)[1]) {
-                                if (before != nullptr) v[0] += before[at];
-                                if (after != nullptr)
-                                    after[at] = v[0];
-                                else
-                                    store(static_cast<T*>(out) + at, finished(v[0]));
-                            });
+            for_each_run<1>(tiling, tile, staging, count, plane, first, [&](int64_t at, float (&v)[1]) {
+                if (before != nullptr) v[0] += before[at];
+                if (after != nullptr)
+                    after[at] = v[0];
+                else
+                    store(static_cast<T*>(out) + at, finished(v[0]));
+            });
         }
     }
     __device__ float finished(float sum) const {
@@ -136,10 +134,10 @@ struct Walk {
     }
 };
 
-// Writes channels c .. c + count - 1 of a tile from staging [a][channel][slot].
+// Writes channels c .. c + count - 1 of a tile, which are the planes that are staged.
 template <typename T>
-__device__ __forceinline__ void store_channels(const BackwardJob& job, const Tile& tile, const float* staging,
-                                               int row_pitch, int slot_pitch, int c, int count) {
+__device__ __forceinline__ void store_channels(const BackwardJob& job, const Tile& tile,
+                                               const Staging& staging, int c, int count) {
     const Tiling& tiling = job.tiling;
     const int64_t plane = int64_t(tiling.height) * tiling.width;
     T* to = static_cast<T*>(job.grad) + int64_t(tile.b) * job.channels * plane;
@@ -147,10 +145,10 @@ __device__ __forceinline__ void store_channels(const BackwardJob& job, const Til
         to += c * plane;
         const auto first = [](int, int offset) { return int64_t(offset); };
         if (job.vector)
-            for_each_run<4>(tiling, tile, staging, row_pitch, slot_pitch, count, plane, first,
+            for_each_run<4>(tiling, tile, staging, count, plane, first,
                             [&](int64_t at, float (&v)[4]) { store_4(to + at, v); });
         else
-            for_each_run<1>(tiling, tile, staging, row_pitch, slot_pitch, count, plane, first,
+            for_each_run<1>(tiling, tile, staging, count, plane, first,
                             [&](int64_t at, float (&v)[1]) { store(to + at, v[0]); });
         return;
     }
@@ -160,13 +158,14 @@ __device__ __forceinline__ void store_channels(const BackwardJob& job, const Til
         const int a = pixel / kTileSlots, slot = tiling.slot_of_run(pixel % kTileSlots);
         const int y = tile.y + a * tiling.stride, x = tiling.x_of(tile, slot);
         if (x >= tiling.width || y >= tiling.height) continue;
-        const float* from = staging + a * row_pitch + first * slot_pitch + slot;
+        const int pitch = staging.plane_pitch;
+        const float* from = staging.sums + a * staging.row_pitch + first * pitch + slot;
         T* at = to + (int64_t(y) * tiling.width + x) * job.channels + c + first;
         if (job.vector && first + 4 <= count) {
-            const float v[4] = {from[0], from[slot_pitch], from[2 * slot_pitch], from[3 * slot_pitch]};
+            const float v[4] = {from[0], from[pitch], from[2 * pitch], from[3 * pitch]};
             store_4(at, v);
         } else {
-            for (int i = 0; i < 4 && first + i < count; ++i) store(at + i, from[i * slot_pitch]);
+            for (int i = 0; i < 4 && first + i < count; ++i) store(at + i, from[i * pitch]);
         }
     }
 }

@@ -165,12 +165,16 @@ __device__ __forceinline__ void load_other_row(const Tiling& tiling, const Tile&
 
 // ---- results ----
 
-// Sums of a tile in shared memory: [row of the tile][plane][slot], plane = displacement along x or channel.
-// Pitches in floats, such that what the lanes of a warp hold of an m16n8 tile goes to 32 different banks.
-constexpr int kSlotPitch = kTileSlots + 2;
-VDA_HD constexpr int row_pitch(int planes) { return (planes * kSlotPitch + 15) / 32 * 32 + 16; }
-constexpr int kBandPitch = row_pitch(kBand);
-static_assert(kBandPitch >= kBand * kSlotPitch, "rows overlap");
+// Sums of a tile in shared memory on their way out: [row of the tile][plane][slot], plane = displacement
+// along x or channel. Pitches in floats.
+struct Staging {
+    float* sums;
+    int row_pitch, plane_pitch;
+};
+// Pitches such that what the lanes of a warp hold of an m16n8 tile goes to 32 different banks.
+constexpr int kPlanePitch = kTileSlots + 2;
+VDA_HD constexpr int row_pitch(int planes) { return (planes * kPlanePitch + 15) / 32 * 32 + 16; }
+static_assert(row_pitch(kBand) >= kBand * kPlanePitch, "rows overlap");
 
 template <typename T>
 __device__ __forceinline__ void store_4(T* to, const float (&v)[4]) {
@@ -187,14 +191,14 @@ inline bool vector_stores(const Tiling& t, const void* out, Dtype dtype) {
            reinterpret_cast<uintptr_t>(out) % (4 * size_of(dtype)) == 0;
 }
 
-// Calls write(element of the plane array, values) for what is staged as [a][plane][slot], N = 4 or 1
-// neighbours along x at a time, with a whole run of x in consecutive lanes. first(a, y W + x) is the element
-// in plane 0, negative where row a is not wanted; planes lie plane_stride apart. The block has a multiple of
-// 64 threads.
+// Calls write(element of the plane array, values) for what is staged, N = 4 or 1 neighbours along x at a
+// time, with a whole run of x in consecutive lanes. first(a, y W + x) is the element of row a in plane 0,
+// negative where the row is not wanted; planes lie plane_stride apart. The block has a multiple of 64
+// threads.
 template <int N, typename First, typename Write>
-__device__ __forceinline__ void for_each_run(const Tiling& tiling, const Tile& tile, const float* staging,
-                                             int row_pitch, int slot_pitch, int planes, int64_t plane_stride,
-                                             const First& first, const Write& write) {
+__device__ __forceinline__ void for_each_run(const Tiling& tiling, const Tile& tile, const Staging& staging,
+                                             int planes, int64_t plane_stride, const First& first,
+                                             const Write& write) {
     constexpr int lanes = kTileSlots / N;
     const int run = int(threadIdx.x) % lanes * N, worker = int(threadIdx.x) / lanes,
               workers = int(blockDim.x) / lanes;
@@ -204,23 +208,23 @@ __device__ __forceinline__ void for_each_run(const Tiling& tiling, const Tile& t
         const int a = worker % kTileRows, y = tile.y + a * tiling.stride;
         int64_t at = y < tiling.height ? first(a, y * tiling.width + x) : -1;
         if (at < 0) return;
-        const float* from = staging + a * row_pitch + slot;
+        const float* from = staging.sums + a * staging.row_pitch + slot;
         const bool turn = tiling.parities == 2;  // 2 slots of each parity in turn, else 4 slots
         const int step = workers / kTileRows;
         at += worker / kTileRows * plane_stride;
-        from += worker / kTileRows * slot_pitch;
+        from += worker / kTileRows * staging.plane_pitch;
         for (int plane = worker / kTileRows; plane < planes; plane += step) {
             const float2 lower = *reinterpret_cast<const float2*>(from);
             const float2 upper = *reinterpret_cast<const float2*>(from + (turn ? 16 : 2));
             float v[4] = {lower.x, turn ? upper.x : lower.y, turn ? lower.y : upper.x, upper.y};
             write(at, v);
-            at += step * plane_stride, from += step * slot_pitch;
+            at += step * plane_stride, from += step * staging.plane_pitch;
         }
     } else {
         for (int item = worker; item < planes * kTileRows; item += workers) {
             const int a = item % kTileRows, plane = item / kTileRows, y = tile.y + a * tiling.stride;
             const int64_t at = y < tiling.height ? first(a, y * tiling.width + x) : -1;
-            float v[1] = {staging[a * row_pitch + plane * slot_pitch + slot]};
+            float v[1] = {staging.sums[a * staging.row_pitch + plane * staging.plane_pitch + slot]};
             if (at >= 0) write(at + plane * plane_stride, v);
         }
     }

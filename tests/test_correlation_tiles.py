@@ -22,6 +22,7 @@ CASES = [  # B, C, H, W, max_displacement, stride: tiles have 8 rows of one latt
     (1, 24, 26, 20, 6, 3),  # nine lattices; stores of every third x
     (1, 72, 3, 9, 13, 1),  # D = 27: two bands of displacements
     (1, 264, 2, 5, 2, 2),  # more channels than one pass and two blocks of gradients take
+    (1, 256, 4, 9, 2, 1),  # as many as one pass takes
     (3, 8, 1, 1, 2, 1),
     (1, 3, 5, 12, 200, 100),  # steps far beyond the frame; channels that need packing
 ]
@@ -214,12 +215,21 @@ def test_workspace(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [x.numel() for x in asked[4:]] == [sums, 0]
 
 
-def test_non_finite_features_stay_near(backend: Backend) -> None:
-    """An infinity reaches the pixels whose window it is in, and on tensor cores at most three steps more."""
-    f1, f2, _ = _maps((1, 16, 8, 40, 4, 2), torch.float16, backend.device)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_non_finite_features_stay_near(backend: Backend, dtype: torch.dtype) -> None:
+    """An infinity reaches the pixels whose window it is in; in the gradients, whose weights outside of it are zeros, up
+    to three steps more, and there its own channel alone."""
+    f1, f2, grad = _maps((1, 16, 8, 40, 4, 2), dtype, backend.device)
     f2[0, 3, 4, 20] = torch.inf
-    out = correlation(f1, f2, max_displacement=4, stride=2)
-    hit = ~out.isfinite().all(1)[0]
+    out, grad_f1, grad_f2 = _run(correlation, f1, f2, grad, 4, 2)
     y, x = torch.meshgrid(torch.arange(8), torch.arange(40), indexing="ij")
-    inside = ((y - 4).abs() <= 4) & ((x - 20).abs() <= 4) & (y % 2 == 0) & (x % 2 == 0)
-    assert torch.equal(hit.cpu(), inside)
+
+    def within(steps: int) -> Tensor:
+        return ((y - 4).abs() <= 2 * steps) & ((x - 20).abs() <= 2 * steps) & (y % 2 == 0) & (x % 2 == 0)
+
+    assert torch.equal(~out.isfinite().all(1)[0].cpu(), within(2))
+    hit = ~grad_f1.isfinite()[0].cpu()
+    assert (hit[3] >= within(2)).all()
+    assert (hit[3] <= within(2 + 3)).all()
+    assert not hit[torch.arange(16) != 3].any()
+    assert grad_f2.isfinite().all()

@@ -9,6 +9,10 @@ entry of a pixel estimates the flow from the first frame to the second. With g =
     grad_f1(p) = scale sum_d g_d(p) f2(p + d)        grad_f2(p) = scale sum_d g_d(p - d) f1(p - d)
 
 Both are gathers: no atomics, the same bits on every run. Differentiable: f1 and f2, once.
+
+On GPUs from compute capability 8.0 on, float16 and bfloat16 run on tensor cores, and float32 where torch lets matrix
+products use TF32 (`torch.backends.cuda.matmul.fp32_precision`); otherwise float32 is exact. Channels-last maps whose
+pixels are aligned to 16 bytes are read where they lie, others are transposed first.
 """
 
 from __future__ import annotations
@@ -158,7 +162,7 @@ def _correlation_fake(f1: Tensor, f2: Tensor, radius: int, stride: int, scale: f
 def _correlation_backward(
     grad: Tensor, f1: Tensor, f2: Tensor, radius: int, stride: int, scale: float, need_f1: bool, need_f2: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of f1 and f2, laid out like them; an empty tensor for the one that is not needed."""
+    """Gradients of f1 and f2; an empty tensor for the one that is not needed."""
     grads = _correlation_backward_fake(grad, f1, f2, radius, stride, scale, need_f1, need_f2)
     members = _members(f1, f2, radius, stride, scale) | {
         "grad_out": grad,
