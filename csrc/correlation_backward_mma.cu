@@ -125,7 +125,9 @@ struct Block {
             for (int n = kWords - 1; n >= 0; --n) w[n] = by_two ? (n > 1 ? w[n - 2] : 0) : w[n];
         }
     }
-    __device__ void put_weights(const uint32_t (&words)[kRows][kWords], unsigned char* to) const {
+    __device__ void put_weights(const uint32_t (&raw)[kBand], unsigned char* to) const {
+        uint32_t words[kRows][kWords];
+        align(raw, words);
         constexpr int units_of_8 = kWords / 12;  // 16-byte units that hold 8 columns
 #pragma unroll
         for (int i = 0; i < kRows; ++i) {
@@ -278,35 +280,45 @@ __global__ void __launch_bounds__(kThreads, 1) correlation_backward_mma_kernel(B
                    int(threadIdx.x) % 32};
     const Walk walk(job.tiling, tile, Block<T>::kRows);
     Walk::At loading = walk.begin(), gathering = loading, multiplying = loading;
-    uint32_t raw[kBand], words[Block<T>::kRows][Block<T>::kWords];
-    Band band;
+    uint32_t raw[kBand] = {};
+    Band band{};
     const int buffer = job.weight_buffers == 2 ? kWeightBytes : 0;
+    // Between two barriers a warp copies neighbours of a later item, puts down the weights of the next one
+    // and gathers those of the one after that, and multiplies. With two buffers of weights either may come
+    // first: warps w and w + 4, which share a tensor core, differ. With one, the weights come last.
+    enum Action { kCopy, kWeigh, kMultiply };
+    const int order = job.weight_buffers == 1 ? kCopy | kMultiply << 4 | kWeigh << 8
+                      : block.warp < 4        ? kCopy | kWeigh << 4 | kMultiply << 8
+                                              : kMultiply | kCopy << 4 | kWeigh << 8;
     Sums sums = {};
-    for (int item = 1 - job.stages; item < walk.items; ++item) {
+    for (int item = -max(job.stages - 1, 2); item < walk.items; ++item) {
         if (item >= 0) {
             wait_copies(job.stages - 2);
             __syncthreads();  // this item and its weights are there for all, the last one's stage is free
         }
-        if (item + job.stages - 1 < walk.items) {
-            block.load_rows(loading.i0, loading.k, block.ring.in());
-            walk.advance(loading);
-        }
-        commit_copies();  // an empty group where there is no item, so that counting groups counts items
-        const int next = item + 1;
-        const bool more = next >= 0 && next < walk.items;
-        if (more) {
-            if (gathering.k == walk.first_row) band = block.band(gathering.i0);
-            block.gather(band, gathering.k, raw);  // on its way during the product
-            walk.advance(gathering);
-        }
-        if (item >= 0) {
-            block.multiply_rows(multiplying.k, block.ring.out(), block.weights + item % 2 * buffer, sums);
-            walk.advance(multiplying);
-        }
-        if (more) {
-            block.align(raw, words);
-            if (job.weight_buffers == 1) __syncthreads();
-            block.put_weights(words, block.weights + next % 2 * buffer);
+#pragma unroll 1  // one copy of the code for all orders
+        for (int turn = 0; turn < 12; turn += 4) {
+            const int action = order >> turn & 15;
+            if (action == kMultiply && item >= 0) {
+                block.multiply_rows(multiplying.k, block.ring.out(), block.weights + item % 2 * buffer, sums);
+                walk.advance(multiplying);
+            } else if (action == kCopy) {
+                const int copied = item + job.stages - 1;
+                if (copied >= 0 && copied < walk.items) {
+                    block.load_rows(loading.i0, loading.k, block.ring.in());
+                    walk.advance(loading);
+                }
+                commit_copies();  // an empty group where there is no item: counting groups counts items
+            } else if (action == kWeigh) {
+                if (job.weight_buffers == 1) __syncthreads();
+                if (item + 1 >= 0 && item + 1 < walk.items)
+                    block.put_weights(raw, block.weights + (item + 1) % 2 * buffer);
+                if (item + 2 >= 0 && item + 2 < walk.items) {
+                    if (gathering.k == walk.first_row) band = block.band(gathering.i0);
+                    block.gather(band, gathering.k, raw);  // on its way until the next turn
+                    walk.advance(gathering);
+                }
+            }
         }
     }
     wait_copies(0);

@@ -18,7 +18,8 @@ constexpr int kPairs = kPixelBytes / 64;  // 64 bytes of channels: two k-steps o
 constexpr int kStageBytes = kMaxSlots * kPixelBytes;
 constexpr int kRowPitch = row_pitch(kBand);  // of staged sums
 constexpr int kStagingBytes = kTileRows * kRowPitch * int(sizeof(float));
-constexpr int kF1Items = 4;  // the f1 tile comes through the ring as well, two rows at a time
+constexpr int kF1Items = 4;  // the f1 tile comes through the ring as well, an m16 tile by 256 bytes at a time
+constexpr int kF1Units = 16;
 
 using Sums = float[2][3][4];                // [m16 tile][n8 tile of the window][of mma]
 using Pixels = uint32_t[2][2 * kPairs][4];  // [m16 tile][k-step][of mma]
@@ -38,19 +39,23 @@ struct Block {
     float* staging;
     int warp, lane;
 
+    // Rows 4 m .. 4 m + 3 of the tile, the lower or upper 256 bytes of channels.
     __device__ void load_f1(int item, SharedAddress stage) const {
         const Tiling& tiling = job.tiling;
-        for (int r = 0; r < 2; ++r) {
-            const int y = tile.y + (2 * item + r) * tiling.stride;
-            for (int half = 0; half < 2; ++half) {
-                load_run(job.f1, tile.b * job.f1.sample + int64_t(y) * job.f1.row, y < tiling.height,
-                         tiling.width, tiling.x_of(tile, 16 * half), tiling.stride, 16, [&](int n, int unit) {
-                             // The other key of the second row: 4 pixels of either row are read at once.
-                             return stage + (r * kTileSlots + 16 * half + n) * kPixelBytes +
-                                    16 * swizzled(n + 4 * r, unit);
-                         });
-            }
+        Features features = job.f1;
+        features.data += item % 2 * kF1Units;
+        features.units = min(max(features.units - item % 2 * kF1Units, 0), kF1Units);
+#pragma unroll 1
+        for (int run = 0; run < 8; ++run) {
+            const int r = run / 2, half = run % 2, y = tile.y + (item / 2 * 4 + r) * tiling.stride;
+            load_run(features, tile.b * features.sample + int64_t(y) * features.row, y < tiling.height,
+                     tiling.width, tiling.x_of(tile, 16 * half), tiling.stride, 16,
+                     [&](int n, int unit) { return stage + f1_offset(r, 16 * half + n, unit); });
         }
+    }
+    // In the stage. Odd rows have another key, as 4 pixels of either kind are read at once.
+    __device__ static int f1_offset(int r, int slot, int unit) {
+        return 16 * ((r * kTileSlots + slot) * kF1Units + swizzled(slot + r % 2 * 4, unit));
     }
     __device__ void load_f2(int k, SharedAddress stage) const {
         if (!job.tiling.other_exists(tile, share.j0 + k)) return;
@@ -77,7 +82,7 @@ struct Block {
         }
     }
 
-    // Rows 2 item, 2 item + 1 of the tile: the upper (rows g) or lower (g + 8) half of operand A.
+    // What load_f1() brought, as operand A: m16 tile kItem / 2, 8 k-steps.
     __device__ void take_f1(int item, SharedAddress stage, Pixels& pixels) const {
         if (item == 0)
             take_f1<0>(stage, pixels);
@@ -90,17 +95,14 @@ struct Block {
     }
     template <int kItem>
     __device__ void take_f1(SharedAddress stage, Pixels& pixels) const {
-        const int r = lane % 8 / 4, slot = 4 * warp + lane % 4;
-        const SharedAddress pixel = stage + (r * kTileSlots + slot) * kPixelBytes;
-        const int key = slot + 4 * r;
-        const SharedAddress even = pixel + 16 * swizzled(key, lane / 8);
-        const SharedAddress odd = pixel + 16 * swizzled(key, 4 + lane / 8);
+        const int pixel = lane % 16, slot = 4 * warp + pixel % 4;
 #pragma unroll
-        for (int pair = 0; pair < kPairs; ++pair) {
-            uint32_t r4[4];
-            load_pair(r4, even, odd, pair);
-#pragma unroll
-            for (int i = 0; i < 4; ++i) pixels[kItem / 2][2 * pair + i / 2][kItem % 2 + 2 * (i % 2)] = r4[i];
+        for (int step = 0; step < kPairs; ++step) {
+            uint32_t (&a)[4] = pixels[kItem / 2][kItem % 2 * kPairs + step];
+            load_matrices(a, stage + f1_offset(pixel / 4, slot, 2 * step + lane / 16));
+            if constexpr (sizeof(T) == 4) {
+                for (uint32_t& value : a) value = round_to_tf32(value);
+            }
         }
     }
 
@@ -197,29 +199,33 @@ __global__ void __launch_bounds__(kThreads, 1) correlation_mma_kernel(ForwardJob
                    reinterpret_cast<float*>(shared + job.stages * kStageBytes),
                    int(threadIdx.x) / 32,
                    int(threadIdx.x) % 32};
-    // With two staging buffers there is one barrier per row: while some warps still multiply, others write
-    // results out.
+    // With two staging buffers there is one barrier per row, and between two barriers a warp may copy and
+    // write out before it multiplies, or after: warps w and w + 4, which share a tensor core, do either.
     const int buffer = job.staging_buffers == 2 ? kTileRows * kRowPitch : 0;
+    const bool first_multiply = job.staging_buffers == 2 && block.warp >= 4;
     Pixels pixels;
     for (int item = 1 - job.stages;; ++item) {
         if (item >= 0) {
             wait_copies(job.stages - 2);
             __syncthreads();  // this item has arrived for all, and the stage of the last one is free
         }
-        block.start(item + job.stages - 1);
-        if (item < 0) continue;
-        const SharedAddress stage = block.ring.out();
-        if (item < kF1Items) {
-            block.take_f1(item, stage, pixels);
-            continue;
-        }
         const int k = item - kF1Items;
-        if (k > 0) block.store_row(k - 1, block.staging + (k - 1) % 2 * buffer);
+#pragma unroll 1  // one copy of the code for either order
+        for (int turn = 0; turn < 2; ++turn) {
+            if (turn == int(first_multiply)) {
+                block.start(item + job.stages - 1);
+                if (k > 0) block.store_row(k - 1, block.staging + (k - 1) % 2 * buffer);
+            } else if (k >= 0 && k < block.share.rows) {
+                const SharedAddress stage = block.ring.out();
+                Sums sums = {};
+                if (job.tiling.other_exists(tile, j0 + k)) block.multiply_row(pixels, k, stage, sums);
+                if (job.staging_buffers == 1) __syncthreads();
+                block.stage_sums(sums, block.staging + k % 2 * buffer);
+            } else if (item >= 0 && k < 0) {
+                block.take_f1(item, block.ring.out(), pixels);
+            }
+        }
         if (k == block.share.rows) break;
-        Sums sums = {};
-        if (job.tiling.other_exists(tile, j0 + k)) block.multiply_row(pixels, k, stage, sums);
-        if (job.staging_buffers == 1) __syncthreads();
-        block.stage_sums(sums, block.staging + k % 2 * buffer);
     }
 }
 
