@@ -6,7 +6,9 @@
 // walks over the rows of neighbours. Per stage (two rows of 16 bits, one of 32 bits; 36 KB) a warp multiplies
 // its weights, 32 pixels x 96 bytes, by 96 bytes of neighbours x 128 channels: 96 mma. The weights come from
 // grad_out as it lies, whatever its strides: every thread holds one pixel (a pair of neighbouring x at 16
-// bits), gathers its D values of a row and shifts them to where the row of neighbours has them. What lies up
+// bits), gathers its D values of a row and shifts them to where the row of neighbours has them. Shared memory
+// is the narrowest here too: about 1600 clocks per stage against 768 to 1250 of mma, 26 us per gradient of
+// 128 x 256 pixels and 256 channels on 132 multiprocessors at 1.75 GHz (two waves of 14 stages). What lies up
 // to 3 steps outside the window of a pixel is multiplied by zero: if it is not finite, the gradient is not.
 #include "correlation_plan.cuh"
 

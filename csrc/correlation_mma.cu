@@ -5,8 +5,9 @@
 // so its sums are final at once: 24 accumulators per thread, however large D is. Per row of f2 a block at C =
 // 256 and D = 21 copies 36 KB from L2, loads 8 x 12 KB of B operands (768 clocks at 128 bytes per clock),
 // issues up to 768 mma (1 clock each at the full rate) and moves 21 KB of results through shared memory on
-// their way to runs of 32 consecutive x. More than 512 bytes of channels take several passes over fp32
-// partial sums.
+// their way to runs of 32 consecutive x. Counted so, shared memory is the narrowest: about 1500 clocks per
+// row, 24 us for 128 x 256 pixels on 132 multiprocessors at 1.75 GHz (one wave of 128 blocks x 28 rows). More
+// than 512 bytes of channels take several passes over fp32 partial sums.
 #include "correlation_plan.cuh"
 
 namespace vda {

@@ -28,8 +28,8 @@ __device__ __forceinline__ SharedAddress shared_address(const void* p) {
     return SharedAddress(__cvta_generic_to_shared(p));
 }
 
-// Starts to copy 16 bytes to shared memory, past L1; with a third argument zeros where they do not `exist`
-// and are not read. The first takes one instruction, the others four.
+// Starts to copy 16 bytes to shared memory, past L1; with a third argument zeros where they do not `exist`,
+// and then they are not read.
 __device__ __forceinline__ void copy_async_16(SharedAddress to, const void* from) {
     VDA_AMPERE(asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to),
                             "l"(__cvta_generic_to_global(from)) : "memory"));
@@ -59,6 +59,7 @@ __device__ __forceinline__ void wait_copies(int newest) {
     }
 }
 
+// Loads 16 bytes.
 __device__ __forceinline__ void load_unit(uint32_t (&r)[4], SharedAddress at) {
     VDA_AMPERE(asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]),
                             "=r"(r[3]) : "r"(at) : "memory"));

@@ -193,6 +193,12 @@ def test_gradients_lie_like_the_maps(backend: Backend) -> None:
             assert gradient.is_contiguous(memory_format=layout)
 
 
+def test_opcheck_channels_last(backend: Backend) -> None:
+    f1, f2, grad = _maps((1, 8, 4, 5, 2, 2), torch.float32, backend.device)
+    torch.library.opcheck(torch.ops.vda.correlation, (f1, f2, 1, 2, 0.5, 0.1))
+    torch.library.opcheck(torch.ops.vda.correlation_backward, (grad, f1, f2, 1, 2, 0.5, True, True))
+
+
 def test_workspace(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Aligned channels-last maps are read where they lie; others are packed; many channels need partial sums."""
     asked = []
