@@ -197,9 +197,17 @@ void neighbourhood(Fields& f, Neighbourhood& p) {
     f("neighbours", p.neighbours)("channels", p.channels)("height", p.height)("width", p.width);
     f("limit", p.limit);
 }
-void correlation_sizes(Fields& f, CorrelationParams& p) {
-    f("batch", p.batch)("channels", p.channels)("height", p.height)("width", p.width);
-    f("radius", p.radius)("stride", p.stride)("dtype", p.dtype)("scale", p.scale);
+// Of correlation and its backward, without the workspace.
+void correlation_members(Fields& f, CorrelationParams& p, bool backward) {
+    f("f1", p.f1)("f2", p.f2)("batch", p.batch)("channels", p.channels)("height", p.height);
+    f("width", p.width)("radius", p.radius)("stride", p.stride)("dtype", p.dtype)("scale", p.scale);
+    f("allow_tf32", p.allow_tf32);
+    if (backward) {
+        f("grad_out", p.grad_out)("grad_f1", p.grad_f1)("grad_f2", p.grad_f2);
+        f("channels_last", p.channels_last);
+    } else {
+        f("out", p.out)("negative_slope", p.negative_slope);
+    }
 }
 
 }  // namespace
@@ -253,26 +261,33 @@ PYBIND11_MODULE(_C, m) {
                              });
 
     // ---- correlation ----
-    // Bytes of workspace that a call needs.
-    m.def("correlation_workspace", [](bool backward, int threads, const py::kwargs& given) {
-        CorrelationParams p{};
-        Fields fields(given);
-        correlation_sizes(fields, p);
-        fields.done();
-        return backward ? correlation_backward_workspace(p, threads) : correlation_workspace(p);
-    });
-    def<CorrelationParams>(m, "correlation", {correlation_cpu, VDA_CUDA(correlation_cuda)},
+    // Bytes of workspace that a call needs; takes the members of the call but the workspace itself.
+    m.def("correlation_workspace",
+          [](const std::string& device, bool backward, int threads, const py::kwargs& given) -> int64_t {
+              CorrelationParams p{};
+              Fields fields(given);
+              correlation_members(fields, p, backward);
+              fields.done();
+              if (device == "cpu")
+                  return backward ? correlation_backward_workspace(p, threads) : correlation_workspace(p);
+#if defined(VDA_WITH_CUDA)
+              if (device == "cuda")
+                  return backward ? correlation_backward_workspace_cuda(p) : correlation_workspace_cuda(p);
+#endif
+              return 0;  // the readable kernels need none
+          });
+    def<CorrelationParams>(m, "correlation",
+                           {correlation_cpu, VDA_CUDA(correlation_cuda), VDA_CUDA(correlation_naive_cuda)},
                            [](Fields& f, CorrelationParams& p) {
-                               f("f1", p.f1)("f2", p.f2)("out", p.out)("workspace", p.workspace);
-                               f("negative_slope", p.negative_slope);
-                               correlation_sizes(f, p);
+                               correlation_members(f, p, false);
+                               f("workspace", p.workspace);
                            });
     def<CorrelationParams>(m, "correlation_backward",
-                           {correlation_backward_cpu, VDA_CUDA(correlation_backward_cuda)},
+                           {correlation_backward_cpu, VDA_CUDA(correlation_backward_cuda),
+                            VDA_CUDA(correlation_backward_naive_cuda)},
                            [](Fields& f, CorrelationParams& p) {
-                               f("f1", p.f1)("f2", p.f2)("grad_out", p.grad_out)("grad_f1", p.grad_f1);
-                               f("grad_f2", p.grad_f2)("workspace", p.workspace);
-                               correlation_sizes(f, p);
+                               correlation_members(f, p, true);
+                               f("workspace", p.workspace);
                            });
 
     // ---- aggregate ----

@@ -41,14 +41,19 @@ const char* cudaGetErrorString(cudaError_t code);
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-enum cudaDeviceAttr : int {
-    cudaDevAttrMultiProcessorCount = 16,
-    cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
+enum cudaDeviceAttr {
+    cudaDevAttrMultiProcessorCount,
+    cudaDevAttrComputeCapabilityMajor,
+    cudaDevAttrComputeCapabilityMinor,
+    cudaDevAttrMaxSharedMemoryPerBlockOptin,
 };
-// Two multiprocessors: enough for a persistent grid to have a second block, few enough for a second step of
-// each.
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr what, int) {
-    return *value = what == cudaDevAttrMultiProcessorCount ? 2 : 227 * 1024, cudaSuccess;
+namespace shim {
+// Of a GPU with the compute capability VDA_SHIM_CAPABILITY=<10 major + minor> (unset: 90). Two multiprocessors:
+// enough for a persistent grid to have a second block, few enough for a second step of each.
+int attribute(cudaDeviceAttr which);
+}  // namespace shim
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
+    return *value = shim::attribute(which), cudaSuccess;
 }
 enum cudaFuncAttribute { cudaFuncAttributePreferredSharedMemoryCarveout };
 constexpr int cudaSharedmemCarveoutMaxShared = 100;

@@ -38,6 +38,8 @@ def check_ops(path: Path) -> None:
             for route in (False, True):
                 gradients(ops, _lib, module if route else None, H, W)
         torch.use_deterministic_algorithms(False)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        correlation_gradients(ops, _lib, module, dtype)
     print("every op checked")
 
 
@@ -129,14 +131,34 @@ def compare(op: Any, arguments: Any, options: Any, wanted: Any, dtype: torch.dty
     import torch
 
     # Looser than the tests of each op: what is looked for here are faults in memory.
-    tolerance = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}[dtype]
+    tolerances = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
     found = op(*arguments, **options)
     pairs = zip(found, wanted, strict=True) if isinstance(found, tuple) else [(found, wanted)]
     for mine, reference in pairs:
         if mine.dtype == torch.uint8:  # of nearly equal classes either may win
             assert (mine != reference).float().mean() < 0.01
             continue
+        tolerance = max(tolerances[dtype], tolerances.get(mine.dtype, 0.0))  # what is rounded last may be the output
         torch.testing.assert_close(mine, reference, atol=tolerance, rtol=tolerance, equal_nan=True)
+
+
+def correlation_gradients(ops: Any, lib: Any, module: Any, dtype: torch.dtype) -> None:
+    """On tensor cores, fp32 as TF32: an odd size from planes, an even one channels-last, two tiles along x."""
+    import torch
+
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    for width, layout in ((37, torch.contiguous_format), (34, torch.channels_last)):
+        maps = [torch.rand(2, 24, 9, width).to(dtype=dtype, memory_format=layout) for _ in range(2)]
+        results = []
+        for op in (ops.correlation, ops.correlation_reference):
+            a, b = (f.clone().requires_grad_() for f in maps)
+            with lib.routed_to(module):
+                out = op(a, b, max_displacement=4)
+                out.sum().backward()
+            results.append((out, a.grad, b.grad))
+        for mine, wanted in zip(*results, strict=True):
+            torch.testing.assert_close(mine, wanted, atol=5e-2, rtol=5e-2)
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
 
 
 def gradients(ops: Any, lib: Any, module: Any, H: int, W: int) -> None:
@@ -191,6 +213,6 @@ if __name__ == "__main__":
     if len(sys.argv) == 2:
         check_ops(Path(sys.argv[1]))
     elif sys.argv[2] == "shared":
-        ctypes.CDLL(sys.argv[1]).run_misuse(4, (ctypes.c_int * 32)())
+        ctypes.CDLL(sys.argv[1]).run_misuse(-1, (ctypes.c_int * 32)())
     else:
         fault(Path(sys.argv[1]), sys.argv[2])

@@ -195,6 +195,17 @@ def call(function: str, first: Tensor, **members: Any) -> None:
         kernel("cpu", torch.get_num_threads(), 0, **arguments)
 
 
+def workspace(query: str, first: Tensor, *options: Any, **members: Any) -> Tensor:
+    """Memory for a `call` with these members: as many bytes as `vda._C.<query>(device, *options, threads, **members)`
+    says on the device of the tensor `first`."""
+    arguments = {name: _array(x) if isinstance(x, Tensor) else x for name, x in members.items()}
+    module = _shim if _shim is not None else load()[0]
+    device = ("cuda naive" if _naive else "cuda") if on_cuda(first) else "cpu"
+    with torch.cuda.device(first.device) if first.is_cuda else contextlib.nullcontext():
+        size = getattr(module, query)(device, *options, torch.get_num_threads(), **arguments)
+    return first.new_empty(size, dtype=torch.uint8)
+
+
 def _array(x: Tensor) -> tuple[int, tuple[int, ...], str]:
     return x.data_ptr(), x.stride(), dtype_name(x)
 

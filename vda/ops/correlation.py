@@ -9,6 +9,10 @@ entry of a pixel estimates the flow from the first frame to the second. With g =
     grad_f1(p) = scale sum_d g_d(p) f2(p + d)        grad_f2(p) = scale sum_d g_d(p - d) f1(p - d)
 
 Both are gathers: no atomics, the same bits on every run. Differentiable: f1 and f2, once.
+
+On GPUs from compute capability 8.0 on, float16 and bfloat16 run on tensor cores, and float32 where torch lets matrix
+products use TF32 (`torch.backends.cuda.matmul.fp32_precision`); otherwise float32 is exact. Channels-last maps whose
+pixels are aligned to 16 bytes are read where they lie, others are transposed first.
 """
 
 from __future__ import annotations
@@ -119,9 +123,11 @@ def _check_numbers(scale: float | None, negative_slope: float) -> None:
 # ---- torch.ops.vda.correlation ----
 
 
-def _sizes(f1: Tensor, radius: int, stride: int, scale: float) -> dict[str, object]:
+def _members(f1: Tensor, f2: Tensor, radius: int, stride: int, scale: float) -> dict[str, object]:
     B, C, H, W = f1.shape
     return {
+        "f1": f1,
+        "f2": f2,
         "batch": B,
         "channels": C,
         "height": H,
@@ -130,31 +136,21 @@ def _sizes(f1: Tensor, radius: int, stride: int, scale: float) -> dict[str, obje
         "stride": stride,
         "dtype": _lib.dtype_name(f1),
         "scale": scale,
+        # Read when the kernel runs, like torch's own matrix products do.
+        "allow_tf32": torch.backends.cuda.matmul.fp32_precision == "tf32",
     }
 
 
-def _workspace(x: Tensor, backward: bool, sizes: dict[str, object]) -> Tensor | None:
-    """Room for the packed operands of the CPU kernels, which get as many threads as `_lib.call` gives them."""
-    if _lib.on_cuda(x):
-        return None
-    module, _ = _lib.load()
-    assert module is not None
-    return x.new_empty(module.correlation_workspace(backward, torch.get_num_threads(), **sizes), dtype=torch.uint8)
+def _call(name: str, first: Tensor, members: dict[str, object]) -> None:
+    backward = name == "correlation_backward"
+    workspace = _lib.workspace("correlation_workspace", first, backward, **members)
+    _lib.call(name, first, workspace=workspace, **members)
 
 
 def _correlation(f1: Tensor, f2: Tensor, radius: int, stride: int, scale: float, negative_slope: float) -> Tensor:
     out = _correlation_fake(f1, f2, radius, stride, scale, negative_slope)
-    sizes = _sizes(f1, radius, stride, scale)
-    _lib.call(
-        "correlation",
-        f1,
-        f1=f1,
-        f2=f2,
-        out=out,
-        workspace=_workspace(f1, False, sizes),
-        negative_slope=negative_slope,
-        **sizes,
-    )
+    members = _members(f1, f2, radius, stride, scale) | {"out": out, "negative_slope": negative_slope}
+    _call("correlation", f1, members)
     return out
 
 
@@ -168,25 +164,31 @@ def _correlation_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of f1 and f2; an empty tensor for the one that is not needed."""
     grads = _correlation_backward_fake(grad, f1, f2, radius, stride, scale, need_f1, need_f2)
-    sizes = _sizes(f1, radius, stride, scale)
-    _lib.call(
-        "correlation_backward",
-        f1,
-        f1=f1,
-        f2=f2,
-        grad_out=grad,
-        grad_f1=grads[0] if need_f1 else None,
-        grad_f2=grads[1] if need_f2 else None,
-        workspace=_workspace(f1, True, sizes),
-        **sizes,
-    )
+    members = _members(f1, f2, radius, stride, scale) | {
+        "grad_out": grad,
+        "grad_f1": grads[0] if need_f1 else None,
+        "grad_f2": grads[1] if need_f2 else None,
+        "channels_last": _channels_last(f1, f2),
+    }
+    _call("correlation_backward", f1, members)
     return grads
 
 
 def _correlation_backward_fake(
     grad: Tensor, f1: Tensor, f2: Tensor, radius: int, stride: int, scale: float, need_f1: bool, need_f2: bool
 ) -> tuple[Tensor, Tensor]:
-    return f1.new_empty(f1.shape if need_f1 else 0), f2.new_empty(f2.shape if need_f2 else 0)
+    layout = torch.channels_last if _channels_last(f1, f2) else torch.contiguous_format
+    return (
+        torch.empty_like(f1, memory_format=layout) if need_f1 else f1.new_empty(0),
+        torch.empty_like(f2, memory_format=layout) if need_f2 else f2.new_empty(0),
+    )
+
+
+def _channels_last(f1: Tensor, f2: Tensor) -> bool:
+    """Whether the gradients are channels-last too: both maps are, on CUDA (the CPU kernels write planes)."""
+    return _lib.on_cuda(f1) and all(
+        f.is_contiguous(memory_format=torch.channels_last) and not f.is_contiguous() for f in (f1, f2)
+    )
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
