@@ -16,6 +16,8 @@ from torch import Tensor
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_OURS = (Tensor, str, int, float, type(None))  # sorted out first: torch.compile cannot ask its own numbers for more
+
 
 def arrays(function: Callable[P, R]) -> Callable[P, R]:
     """Let a function of tensors take any DLPack array, and return arrays of the kind of its first one.
@@ -53,11 +55,11 @@ def arrays(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _is_foreign(x: object) -> bool:
-    return not isinstance(x, Tensor) and hasattr(x, "__dlpack__")
+    return not isinstance(x, _OURS) and hasattr(x, "__dlpack__")
 
 
 def _holds_foreign(x: object) -> bool:
-    if isinstance(x, Tensor):
+    if isinstance(x, _OURS):
         return False
     if dataclasses.is_dataclass(x):
         return any(_is_foreign(member) for _, member in _arrays_in("", x))

@@ -30,6 +30,7 @@ MOST = 1 << 24  # along one dimension; kNowhere of csrc/sampling.h: a float tell
 SPAN = 1 << 31  # elements from the first to the last of a plane
 
 _library = torch.library.Library("vda", "DEF")
+REGISTERED: list[str] = []  # "vda::warp" and so on
 _shim: ModuleType | None = None  # see routed_to
 _naive = False  # see naive
 
@@ -186,7 +187,7 @@ def check_devices(**tensors: Tensor | None) -> None:
 def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The float tensors in the type of the autocast region that is active for their device, if one is."""
     device = getattr(getattr(tensors[0], "device", None), "type", "cpu")
-    if not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(x.to(dtype) if isinstance(x, Tensor) and x.dtype in FLOAT else x for x in tensors)
@@ -229,12 +230,13 @@ def call(function: str, first: Tensor, **members: Any) -> None:
     members: those of the op's parameter struct (csrc/<op>.h), tensors as tensors or None. Nothing is checked and
     nothing is made contiguous here. The call returns when the work is queued (CUDA) or done (CPU).
     """
-    for name, x in members.items():
-        if isinstance(x, Tensor):
-            members[name] = (x.data_ptr(), x.stride(), _name_of(x.dtype))
+    arguments = {  # members stays as it is: it may hold the only reference to a tensor
+        name: (x.data_ptr(), x.stride(), _name_of(x.dtype)) if isinstance(x, Tensor) else x
+        for name, x in members.items()
+    }
     cuda = "cuda naive" if _naive else "cuda"
     if _shim is not None:
-        getattr(_shim, function)(cuda, 1, 0, **members)
+        getattr(_shim, function)(cuda, 1, 0, **arguments)
         return
     kernel = getattr(load()[0], function, None)
     if kernel is None:
@@ -242,9 +244,9 @@ def call(function: str, first: Tensor, **members: Any) -> None:
     if first.is_cuda:
         with torch.cuda.device(first.device):
             stream = torch.cuda.current_stream(first.device).cuda_stream
-            kernel(cuda, 1, stream, **members)
+            kernel(cuda, 1, stream, **arguments)
     else:
-        kernel("cpu", torch.get_num_threads(), 0, **members)
+        kernel("cpu", torch.get_num_threads(), 0, **arguments)
 
 
 def empty(like: Tensor, shape: Sequence[int] | None = None, dtype: torch.dtype | None = None) -> Tensor:
@@ -267,6 +269,7 @@ def define(
     """
     name = schema.split("(", 1)[0]
     _library.define(schema)
+    REGISTERED.append(f"vda::{name}")
     _library.impl(name, kernel, "CPU")
     _library.impl(name, kernel, "CUDA")
     torch.library.register_fake(f"vda::{name}", fake, lib=_library)

@@ -116,7 +116,7 @@ def _check_numbers(scale: float | None, negative_slope: float) -> None:
     if scale is not None:
         _lib.check_number(scale, "scale")
     _lib.check_number(negative_slope, "negative_slope")
-    if scale is not None and not math.isfinite(scale):
+    if scale is not None and not -math.inf < scale < math.inf:
         raise ValueError(f"scale: wanted a finite number, got {scale}")
     if not 0 < negative_slope <= 1:
         raise ValueError(f"negative_slope: wanted a number in (0, 1], got {negative_slope}")

@@ -74,7 +74,7 @@ def squared_limit(alpha: float, threshold: float, squared: bool) -> float:
     """
     _lib.check_number(alpha, "alpha")
     _lib.check_number(threshold, "threshold")
-    if not (math.isfinite(alpha) and alpha >= 0):
+    if not 0 <= alpha < math.inf:
         raise ValueError(f"alpha: wanted a finite number >= 0, got {alpha}")
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold: wanted a number in [0, 1], got {threshold}")
