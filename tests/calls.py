@@ -104,8 +104,14 @@ def _aggregate_labels(B: int, H: int, W: int) -> Call:
     return Call("aggregate_labels", ops.aggregate_labels, tensors, {"alpha": 0.5}, optional=("weight",))
 
 
+def _stream(*arrays: Any) -> ClassThresholds:
+    """On the device of the arrays; on "meta" if all are there."""
+    devices = {getattr(x, "device", "cpu") for x in arrays} - {torch.device("meta")}
+    return ClassThresholds(K, device=devices.pop() if devices else "meta")
+
+
 def _count(**arguments: Any) -> tuple[Any, ...]:
-    thresholds = ClassThresholds(K, device=arguments["frame"].device)
+    thresholds = _stream(arguments["frame"], arguments["logits"])
     return *ops.aggregate_labels(**arguments, thresholds=thresholds), thresholds.histogram
 
 
@@ -119,7 +125,7 @@ def _class_thresholds(B: int, H: int, W: int) -> Call:
 
 
 def _update(confidence: Any, label: Any) -> Any:
-    thresholds = ClassThresholds(K, device=label.device)
+    thresholds = _stream(confidence, label)
     thresholds.update(confidence, label)
     return thresholds.histogram
 
@@ -130,7 +136,7 @@ def _class_thresholds_update(B: int, H: int, W: int) -> Call:
 
 
 def _finish(theta: Any) -> Any:
-    return ClassThresholds(K, device=theta.device).finish(theta)
+    return _stream(theta).finish(theta)
 
 
 def _class_thresholds_finish(B: int, H: int, W: int) -> Call:

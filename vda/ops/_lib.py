@@ -113,10 +113,10 @@ def on_cuda(x: Tensor) -> bool:
 # ---- checks at the door ----
 
 
-def check(x: object, name: str, dtypes: Sequence[torch.dtype], shape: Sequence[int | str]) -> None:
+def check(x: object, name: str, dtypes: Sequence[torch.dtype], shape: Sequence[int | str] | None) -> None:
     """Raise unless x is a dense tensor of one of these types and this shape.
 
-    shape: one entry per dimension, a size or a letter that allows any size, e.g. (B, 2, "H", "W").
+    shape: one entry per dimension, a size or a letter that allows any size, e.g. (B, 2, "H", "W"); None allows any.
 
     Raises:
         TypeError: not a tensor, not dense, or another element type. ValueError: another shape. All name the
@@ -130,6 +130,8 @@ def check(x: object, name: str, dtypes: Sequence[torch.dtype], shape: Sequence[i
     if x.layout is not torch.strided or x.is_nested:
         got = "a nested tensor" if x.is_nested else f"layout {str(x.layout)[6:]}"
         raise TypeError(f"{name}: wanted a dense tensor, got {got}")
+    if shape is None:
+        return
     found = tuple(x.shape)
     fits = len(shape) == len(found)
     for want, size in zip(shape, found, strict=False):

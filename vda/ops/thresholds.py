@@ -192,6 +192,8 @@ class ClassThresholds:
 
     def merge(self, other: ClassThresholds) -> None:
         """Add the counts of another instance, such as one that saw other frames of the clip on another machine."""
+        if not isinstance(other, ClassThresholds):
+            raise TypeError(f"other: wanted a ClassThresholds, got {type(other).__name__}")
         if other.histogram.shape != self.histogram.shape:
             K, got = self.histogram.shape[0], other.histogram.shape[0]
             raise ValueError(f"other: wanted {K} classes, got {got}")
@@ -222,7 +224,7 @@ def _check_theta(theta: Tensor) -> None:
 
 def _check_pixels(confidence: Tensor, label: Tensor, classes: int) -> Tensor:
     """The labels as uint8, everything that is no class as 255."""
-    _lib.check(confidence, "confidence", _lib.FLOAT, getattr(confidence, "shape", ()))
+    _lib.check(confidence, "confidence", _lib.FLOAT, None)
     _lib.check(label, "label", _LABELS, confidence.shape)
     if label.dtype == torch.uint8:
         return label

@@ -190,7 +190,7 @@ def _check_warp(image: Tensor, flow: Tensor, mode: str, padding: str, fill: floa
     if mode == "nearest" and isinstance(image, Tensor) and image.dtype in _LABELS:
         _lib.check_planes(image, "image", _LABELS, ("B", "H", "W"))
         range_ = torch.iinfo(image.dtype)
-        if fill != int(fill) or not range_.min <= fill <= range_.max:
+        if not range_.min <= fill <= range_.max or fill != int(fill):
             raise ValueError(f"fill: wanted an integer that {str(image.dtype)[6:]} can hold, got {fill}")
     else:
         _check_float_image(image, "image")
