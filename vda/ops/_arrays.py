@@ -30,18 +30,16 @@ def arrays(function: Callable[P, R]) -> Callable[P, R]:
         TypeError: an array that torch cannot read. ValueError: a gradient that would be lost because another
             library's array comes out. Both name the argument, what was wanted and what was found.
     """
-    names = tuple(inspect.signature(function).parameters)
+    signature = inspect.signature(function)
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         if not any(map(_holds_foreign, (*args, *kwargs.values()))):
             return function(*args, **kwargs)
-        given = dict(zip(names, args, strict=False)) | kwargs
-        if len(given) < len(args) + len(kwargs):
-            return function(*args, **kwargs)  # which says what is wrong with the call
-        first, kind = next((x for name in names if name in given for x in _arrays_in(name, given[name])), ("", None))
+        given = signature.bind(*args, **kwargs).arguments
+        first, kind = next(found for name, x in given.items() for found in _arrays_in(name, x))
         given = {name: _converted(x, name) for name, x in given.items()}
-        if kind is None or isinstance(kind, Tensor):
+        if isinstance(kind, Tensor):
             return function(**given)  # type: ignore[arg-type, call-arg]
         _refuse_gradient(given, kind)
         back = _exporter(kind, first)
