@@ -232,7 +232,7 @@ def test_arrays_that_cannot_be_read() -> None:
     with pytest.raises(TypeError, match=r"^image: wanted an array whose library has from_dlpack, got a Foreign$"):
         warp(Foreign(call.tensors["image"]), Foreign(call.tensors["flow"]))
     with pytest.raises(TypeError, match="unexpected keyword argument 'flows'"):
-        warp(call.tensors["image"], flows=call.tensors["flow"].numpy())  # type: ignore[call-arg]
+        warp(call.tensors["image"], call.tensors["flow"], flows=call.tensors["flow"].numpy())  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="too many positional arguments"):
         warp(*(x.numpy() for x in call.tensors.values()), "nearest")  # type: ignore[misc]
 

@@ -30,26 +30,32 @@ def arrays(function: Callable[P, R]) -> Callable[P, R]:
         TypeError: an array that torch cannot read. ValueError: a gradient that would be lost because another
             library's array comes out. Both name the argument, what was wanted and what was found.
     """
-    signature = inspect.signature(function)
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         if not any(map(_holds_foreign, (*args, *kwargs.values()))):
             return function(*args, **kwargs)
-        given = signature.bind(*args, **kwargs).arguments
-        first, kind = next(found for name, x in given.items() for found in _arrays_in(name, x))
-        given = {name: _converted(x, name) for name, x in given.items()}
-        if isinstance(kind, Tensor):
-            return function(**given)  # type: ignore[arg-type, call-arg]
-        _refuse_gradient(given, kind)
-        back = _exporter(kind, first)
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            result = function(**given)  # type: ignore[arg-type, call-arg]
-        if isinstance(result, tuple):
-            return cast(R, tuple(map(back, result)))
-        return cast(R, back(result) if isinstance(result, Tensor) else result)
+        return cast(R, _with_tensors(function, args, kwargs))
 
     return wrapped
+
+
+_signature = functools.cache(inspect.signature)
+
+
+def _with_tensors(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    given = _signature(function).bind(*args, **kwargs).arguments
+    first, kind = next(found for name, x in given.items() for found in _arrays_in(name, x))
+    given = {name: _converted(x, name) for name, x in given.items()}
+    if isinstance(kind, Tensor):
+        return function(**given)
+    _refuse_gradient(given, kind)
+    back = _exporter(kind, first)
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        result = function(**given)
+    if isinstance(result, tuple):
+        return tuple(map(back, result))
+    return back(result) if isinstance(result, Tensor) else result
 
 
 def _is_foreign(x: object) -> bool:
