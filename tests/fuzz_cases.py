@@ -267,6 +267,23 @@ def fuzz_aggregate(draw: Draw) -> Case:
     return Case(lambda: ops.aggregate(probs, others, **tensors, **options), check)
 
 
+def probabilities(logits: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
+    """Softmax of the upsampled logits, in float64; NaN where a logit that is not finite comes near."""
+    if 0 in (len(logits), *size):
+        return torch.zeros(*logits.shape[:2], *size).double()
+    bad = ~logits.isfinite()
+    up = torch.where(bad, 0, logits).double()
+    up = torch.nn.functional.interpolate(up, size, mode="bilinear", align_corners=align_corners)
+    reach = []  # [to, from]: which logits a pixel may read, on either side where it lies upon one
+    for to, n in zip(size, logits.shape[-2:], strict=True):
+        i = torch.arange(to).double()
+        at = i * (n - 1) / max(to - 1, 1) if align_corners else (i + 0.5) * n / to - 0.5
+        j, at = torch.arange(n), at.clamp(0, n - 1)[:, None]
+        reach.append(((j > at - 1 - 1e-3) & (j < at + 1 + 1e-3)).double())
+    touched = reach[0] @ bad.any(1, keepdim=True).double() @ reach[1].T > 0
+    return torch.where(touched, NAN, up.softmax(1))
+
+
 def fuzz_aggregate_labels(draw: Draw) -> Case:
     B, H, W = draw.size()
     tensors, options, _, sure = neighbourhood(draw, B, H, W)
@@ -278,16 +295,11 @@ def fuzz_aggregate_labels(draw: Draw) -> Case:
     )
     weight = draw.one_of(None, 0.5 + torch.rand(K))
     options |= {"align_corners": draw.one_of(True, False), "weight": weight}
-    exact, factors = [], torch.ones(K) if weight is None else weight
-    for x in (logits, *others.unbind(1)):
-        up = torch.nn.functional.interpolate
-        exact.append(up(x.double(), (H, W), mode="bilinear", align_corners=options["align_corners"]).softmax(1)) if (
-            B * H * W
-        ) else exact.append(torch.zeros(B, K, H, W).double())
-    seen = {name: x.double() if name == "frames" else x for name, x in tensors.items()}
+    factors = torch.ones(K) if weight is None else weight
+    exact = [probabilities(x, (H, W), options["align_corners"]) for x in (logits, *others.unbind(1))]
     stacked = torch.stack(exact[1:], 1) if J else torch.zeros(B, 0, K, H, W).double()
     where = {name: options[name] for name in ("alpha", "threshold", "squared")}
-    mixed = ops.aggregate_reference(exact[0].float(), stacked.float(), **seen, **where) * factors[:, None, None]
+    mixed = ops.aggregate_reference(exact[0].float(), stacked.float(), **tensors, **where) * factors[:, None, None]
     best = mixed.max(1).values
     sure = sure.all(1) & mixed.isfinite().all(1)
     two = mixed.nan_to_num().topk(min(K, 2), 1).values
