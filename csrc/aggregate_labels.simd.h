@@ -152,10 +152,10 @@ VDA_INLINE void add_box(const AggregateLabelsParams& p, const Tile& tile, int j,
             sum[k] += visible ? value : Floats{};
         }
     };
-    if (taps.window.flat && taps.all_read) {  // nearly always: without the tests inside the loop
+    if (taps.window.flat && taps.complete) {  // nearly always: without the tests inside the loop
         StripTaps common = taps;
         common.window.rows = 2;
-        common.window.flat = common.all_read = true;
+        common.window.flat = common.complete = true;
         add_all(common);
     } else {
         add_all(taps);

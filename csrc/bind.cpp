@@ -19,9 +19,9 @@
 #include "warp.h"
 #if defined(VDA_WITH_CUDA)
 #include "device.h"
-#define VDA_CUDA(launcher) launcher
+#define VDA_CUDA(...) __VA_ARGS__  // the launcher, and the readable one where there are two
 #else
-#define VDA_CUDA(launcher) nullptr
+#define VDA_CUDA(...) nullptr
 #endif
 
 namespace py = pybind11;
@@ -222,18 +222,21 @@ PYBIND11_MODULE(_C, m) {
 #endif
 
     // ---- warp ----
-    def<WarpParams>(m, "warp", {warp_cpu, VDA_CUDA(warp_cuda)}, [](Fields& f, WarpParams& p) {
-        f("image", p.image)("flow", p.flow)("out", p.out)("batch", p.batch)("channels", p.channels);
-        f("height", p.height)("width", p.width)("dtype", p.dtype)("padding", p.padding);
-    });
-    def<WarpNearestParams>(m, "warp_nearest", {warp_nearest_cpu, VDA_CUDA(warp_nearest_cuda)},
+    def<WarpParams>(
+        m, "warp", {warp_cpu, VDA_CUDA(warp_cuda, warp_naive_cuda)}, [](Fields& f, WarpParams& p) {
+            f("image", p.image)("flow", p.flow)("out", p.out)("batch", p.batch)("channels", p.channels);
+            f("height", p.height)("width", p.width)("dtype", p.dtype)("padding", p.padding);
+        });
+    def<WarpNearestParams>(m, "warp_nearest",
+                           {warp_nearest_cpu, VDA_CUDA(warp_nearest_cuda, warp_nearest_naive_cuda)},
                            [](Fields& f, WarpNearestParams& p) {
                                f("image", p.image)("flow", p.flow)("out", p.out)("batch", p.batch);
                                f("channels", p.channels)("height", p.height)("width", p.width);
                                f("element_size", p.element_size)("double_flow", p.double_flow);
                                f("fill", p.fill)("padding", p.padding);
                            });
-    def<WarpBackwardParams>(m, "warp_backward", {warp_backward_cpu, VDA_CUDA(warp_backward_cuda)},
+    def<WarpBackwardParams>(m, "warp_backward",
+                            {warp_backward_cpu, VDA_CUDA(warp_backward_cuda, warp_backward_naive_cuda)},
                             [](Fields& f, WarpBackwardParams& p) {
                                 f("grad_out", p.grad_out)("image", p.image)("flow", p.flow);
                                 f("grad_image", p.grad_image)("grad_flow", p.grad_flow);
@@ -241,7 +244,8 @@ PYBIND11_MODULE(_C, m) {
                                 f("channels", p.channels)("height", p.height)("width", p.width);
                                 f("dtype", p.dtype)("mode", p.mode)("padding", p.padding);
                             });
-    def<WarpOcclusionParams>(m, "warp_occlusion", {warp_occlusion_cpu, VDA_CUDA(warp_occlusion_cuda)},
+    def<WarpOcclusionParams>(m, "warp_occlusion",
+                             {warp_occlusion_cpu, VDA_CUDA(warp_occlusion_cuda, warp_occlusion_naive_cuda)},
                              [](Fields& f, WarpOcclusionParams& p) {
                                  f("frame", p.frame)("neighbour", p.neighbour)("flow", p.flow)("out", p.out);
                                  f("visible", p.visible)("batch", p.batch)("channels", p.channels);
@@ -273,7 +277,8 @@ PYBIND11_MODULE(_C, m) {
 
     // ---- aggregate ----
     def<AggregateParams>(
-        m, "aggregate", {aggregate_cpu, VDA_CUDA(aggregate_cuda)}, [](Fields& f, AggregateParams& p) {
+        m, "aggregate", {aggregate_cpu, VDA_CUDA(aggregate_cuda), VDA_CUDA(aggregate_naive_cuda)},
+        [](Fields& f, AggregateParams& p) {
             f("probs", p.probs)("neighbour_probs", p.neighbour_probs)("out", p.out)("batch", p.batch);
             f("classes", p.classes)("dtype", p.dtype);
             neighbourhood(f, p.near);
@@ -313,21 +318,31 @@ PYBIND11_MODULE(_C, m) {
         f("beta", p.beta)("gamma", p.gamma)("rule", p.rule);
     };
     using Steps = Launchers<ThresholdsParams>;
-    def(m, "thresholds_count", Steps{thresholds_count_cpu, VDA_CUDA(thresholds_count_cuda)}, thresholds);
-    def(m, "thresholds_select", Steps{thresholds_select_cpu, VDA_CUDA(thresholds_select_cuda)}, thresholds);
-    def(m, "thresholds_refine", Steps{thresholds_refine_cpu, VDA_CUDA(thresholds_refine_cuda)}, thresholds);
-    def(m, "thresholds_update", Steps{thresholds_update_cpu, VDA_CUDA(thresholds_update_cuda)}, thresholds);
+    def(m, "thresholds_count",
+        Steps{thresholds_count_cpu, VDA_CUDA(thresholds_count_cuda, thresholds_count_naive_cuda)},
+        thresholds);
+    def(m, "thresholds_select",
+        Steps{thresholds_select_cpu, VDA_CUDA(thresholds_select_cuda, thresholds_select_naive_cuda)},
+        thresholds);
+    def(m, "thresholds_refine",
+        Steps{thresholds_refine_cpu, VDA_CUDA(thresholds_refine_cuda, thresholds_refine_naive_cuda)},
+        thresholds);
+    def(m, "thresholds_update",
+        Steps{thresholds_update_cpu, VDA_CUDA(thresholds_update_cuda, thresholds_update_naive_cuda)},
+        thresholds);
 
     // ---- apply_thresholds ----
-    def<ApplyThresholdsParams>(m, "apply_thresholds", {apply_thresholds_cpu, VDA_CUDA(apply_thresholds_cuda)},
-                               [](Fields& f, ApplyThresholdsParams& p) {
-                                   f("label", p.label)("confidence", p.confidence)("theta", p.theta);
-                                   f("out", p.out)("batch", p.batch)("height", p.height)("width", p.width);
-                                   f("classes", p.classes)("ignore", p.ignore)("inclusive", p.inclusive);
-                               });
+    def<ApplyThresholdsParams>(
+        m, "apply_thresholds",
+        {apply_thresholds_cpu, VDA_CUDA(apply_thresholds_cuda, apply_thresholds_naive_cuda)},
+        [](Fields& f, ApplyThresholdsParams& p) {
+            f("label", p.label)("confidence", p.confidence)("theta", p.theta);
+            f("out", p.out)("batch", p.batch)("height", p.height)("width", p.width);
+            f("classes", p.classes)("ignore", p.ignore)("inclusive", p.inclusive);
+        });
 
     // ---- consensus ----
-    def<ConsensusParams>(m, "consensus", {consensus_cpu, VDA_CUDA(consensus_cuda)},
+    def<ConsensusParams>(m, "consensus", {consensus_cpu, VDA_CUDA(consensus_cuda, consensus_naive_cuda)},
                          [](Fields& f, ConsensusParams& p) {
                              f("label", p.label)("reference", p.reference)("visible", p.visible);
                              f("flow", p.flow)("out", p.out)("batch", p.batch)("height", p.height);

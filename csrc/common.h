@@ -7,23 +7,13 @@
 #include <cstring>
 
 // VDA_HD: per-pixel arithmetic that the CPU kernel and the CUDA kernel share. Always inlined on the host, so
-// that it is compiled for the instruction set of the VDA_CLONES function that calls it.
+// that it is compiled for the instruction set of the function that calls it (multiversion.h).
 #if defined(__CUDACC__)
 #define VDA_HD __host__ __device__ __forceinline__
 #elif defined(__GNUC__)
 #define VDA_HD inline __attribute__((always_inline))
 #else
 #define VDA_HD inline
-#endif
-
-// VDA_CLONES: put before the (non-template) function that does the work of one CPU chunk. The compiler builds
-// it once per instruction set and the loader picks one, so one binary runs everywhere and is fast where it
-// can be. Off under AddressSanitizer, whose runtime is not up yet when the loader picks.
-#if defined(__x86_64__) && defined(__GNUC__) && defined(__GLIBC__) && !defined(__CUDACC__) && \
-    !defined(__SANITIZE_ADDRESS__) && !defined(VDA_CUDA_SHIM)
-#define VDA_CLONES __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
-#else
-#define VDA_CLONES
 #endif
 
 namespace vda {

@@ -1,6 +1,7 @@
 """Algorithm 1 against a loop written from the paper, and the files: resumable, refused where foreign."""
 
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -215,26 +216,23 @@ def test_labels_are_eight_bit_png(tmp_path: Path) -> None:
     assert head["flow"] == "exact"
 
 
-def test_memory_is_three_frames_of_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:
-    held: list[int] = []
+def test_memory_is_the_logits_of_three_frames() -> None:
+    alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
+    most = 0
 
     class Spy(ColourNet):
         def forward(self, images: Tensor) -> Tensor:
-            return super().forward(images)
+            nonlocal most
+            logits = super().forward(images)
+            alive.add(logits)
+            most = max(most, len(alive))
+            return logits
 
     data = dataset(scrolling_clip(length=9))
-    source = replace(generator(), network=Spy())
-    frames = pseudo._aggregate
-
-    def spy(g: object, clip: object, i: int, near: object, images: dict, probs: dict) -> Tensor:
-        held.append(len(probs))
-        return frames(g, clip, i, near, images, probs)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(pseudo, "_aggregate", spy)
-    assert len(list(pseudo.probabilities(source, data.clips[0]))) == 9
-    assert max(held) == 3
+    assert len(list(pseudo.predictions(replace(generator(), network=Spy()), data.clips[0]))) == 9
+    assert most == 3
 
 
 def test_one_frame_clip_has_no_neighbours(tmp_path: Path) -> None:
     single = dataset(replace(scrolling_clip(), frames=scrolling_clip().frames[:1]))
-    assert len(list(pseudo.probabilities(generator(), single.clips[0]))) == 1
+    assert len(list(pseudo.predictions(generator(), single.clips[0]))) == 1

@@ -1,6 +1,6 @@
 """Pseudo labels: Algorithm 1 of the paper, with Eq. 10 (aggregation) and Eq. 11 (clip-adaptive thresholds).
 
-Memory holds the probabilities of at most three frames, and 3 bytes a pixel (label and 16-bit confidence) of one clip.
+Memory holds the logits of at most three frames, and 3 bytes a pixel (label and 16-bit confidence) of one clip.
 Labels are written as uint8 PNG, 255 for "none", beside a manifest that names the model, the flow, and the thresholds
 of every finished clip; thresholds run from clip to clip, so a stopped run continues from the manifest and ends with
 the same files.
@@ -25,8 +25,7 @@ from vda.data.clip import IGNORE, Clip, LabelMap, VideoDataset
 from vda.data.labels import read_label, write_label
 from vda.data.tubes import FlowSource
 from vda.errors import UsageError
-from vda.models import upsample
-from vda.ops import ClassThresholds, aggregate
+from vda.ops import ClassThresholds, aggregate_labels, apply_thresholds
 from vda.progress import progress
 
 
@@ -40,7 +39,7 @@ class Confident:
 
 @dataclass(frozen=True)
 class Generator:
-    """What turns frames into probabilities."""
+    """What turns frames into predictions; the network gives logits at any resolution."""
 
     network: nn.Module
     flow: FlowSource
@@ -49,51 +48,52 @@ class Generator:
     device: torch.device
 
 
-def probabilities(generator: Generator, clip: Clip) -> Iterator[Tensor]:
-    """Softmax maps [1, K, H, W] of the frames of a clip in turn, aggregated over neighbours (Eq. 10) where asked."""
+def predictions(generator: Generator, clip: Clip, weight: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Label and confidence [1, H, W] of the frames of a clip in turn.
+
+    Argmax and max of the softmax, aggregated over the neighbours (Eq. 10) where asked, times `weight` [K] where given.
+    """
     frames: dict[int, Tensor] = {}
-    probs: dict[int, Tensor] = {}
+    logits: dict[int, Tensor] = {}
     for i in range(len(clip)):
         near = [j for j in (i - 1, i, i + 1) if 0 <= j < len(clip)] if generator.settings.aggregate else [i]
         for j in near:
-            if j not in probs:
+            if j not in logits:
                 image = torch.from_numpy(clip.frame(j)).to(generator.device)
                 frames[j] = image.permute(2, 0, 1)[None].float() / 255
-                probs[j] = upsample(generator.network(frames[j]), (image.shape[0], image.shape[1])).float().softmax(1)
+                logits[j] = generator.network(frames[j])
         neighbours = [j for j in near if j != i]
-        yield _aggregate(generator, clip, i, neighbours, frames, probs) if neighbours else probs[i]
+        yield aggregate_labels(
+            logits[i],
+            _stack(neighbours, logits, i),
+            _flows(generator, clip, i, neighbours, frames[i]),
+            frames[i],
+            _stack(neighbours, frames, i),
+            alpha=generator.occlusion.alpha,
+            threshold=generator.occlusion.threshold,
+            squared=generator.occlusion.squared,
+            weight=weight,
+        )
         frames.pop(i - 1, None)
-        probs.pop(i - 1, None)
+        logits.pop(i - 1, None)
 
 
-def _aggregate(
-    generator: Generator,
-    clip: Clip,
-    i: int,
-    neighbours: list[int],
-    frames: dict[int, Tensor],
-    probs: dict[int, Tensor],
-) -> Tensor:
-    flows = np.stack([generator.flow(clip, i, j) for j in neighbours])  # F_{i -> j}, [J, 2, H, W]
-    return aggregate(
-        probs[i],
-        torch.stack([probs[j] for j in neighbours], 1),
-        torch.from_numpy(flows)[None].to(generator.device),
-        frames[i],
-        torch.stack([frames[j] for j in neighbours], 1),
-        alpha=generator.occlusion.alpha,
-        threshold=generator.occlusion.threshold,
-        squared=generator.occlusion.squared,
-    )
+def _stack(neighbours: list[int], maps: dict[int, Tensor], like: int) -> Tensor:
+    """[1, J, ...] of the neighbours' maps [1, ...], J = 0 included."""
+    return torch.stack([maps[j] for j in neighbours], 1) if neighbours else maps[like][:, None][:, :0]
+
+
+def _flows(generator: Generator, clip: Clip, i: int, neighbours: list[int], frame: Tensor) -> Tensor:
+    """F_{i -> j}, [1, J, 2, H, W]."""
+    if not neighbours:
+        return frame.new_empty((1, 0, 2, *frame.shape[-2:]))
+    flows = np.stack([generator.flow(clip, i, j) for j in neighbours])
+    return torch.from_numpy(flows)[None].to(generator.device)
 
 
 def confident(generator: Generator, clip: Clip, weight: Tensor | None = None) -> Confident:
-    """Argmax and max over the classes of every frame of a clip; of probabilities times `weight` [K] where given."""
-    labels, confidences = [], []
-    for probs in probabilities(generator, clip):
-        confidence, label = (probs if weight is None else probs * weight[:, None, None]).max(1)
-        labels.append(label.to(torch.uint8))
-        confidences.append(confidence.half())
+    """The predictions of all frames of a clip."""
+    labels, confidences = zip(*predictions(generator, clip, weight), strict=True)
     return Confident(torch.cat(labels), torch.cat(confidences))
 
 
@@ -151,8 +151,8 @@ def portion_thresholds(generator: Generator, dataset: VideoDataset) -> Tensor:
         K, alpha=generator.settings.alpha, beta=0.0, gamma=0.0, rule="paper", device=generator.device
     )
     for clip in progress(dataset.clips, desc="class-balanced thresholds", unit="clip"):
-        predictions = confident(generator, clip)
-        thresholds.update(predictions.confidence, predictions.label)
+        found = confident(generator, clip)
+        thresholds.update(found.confidence, found.label)
     theta = thresholds.finish(torch.ones(K, device=generator.device))
     return torch.where(thresholds.counts.to(theta.device) > 0, theta, 1.0)
 
@@ -218,9 +218,9 @@ def generate(
         todo = order[len(manifest) - 1 :]
         for c in progress(todo, desc="pseudo labels", unit="clip", initial=len(order) - len(todo), total=len(order)):
             clip = dataset.clips[c]
-            predictions = confident(generator, clip, weight)
-            thetas, theta = POLICIES[generator.settings.policy](predictions, theta, generator.settings)
-            kept = keep(predictions, thetas, strict=generator.settings.rule == "paper").cpu().numpy()
+            found = confident(generator, clip, weight)
+            thetas, theta = POLICIES[generator.settings.policy](found, theta, generator.settings)
+            kept = keep(found, thetas, rule=generator.settings.rule).cpu().numpy()
             for i, label in enumerate(kept):
                 write_label(folder / clip.name / f"{clip.frame_names[i]}.png", label)
             manifest.append(
@@ -235,14 +235,9 @@ def generate(
     return PseudoLabels(folder, manifest)
 
 
-def keep(predictions: Confident, thetas: Tensor, *, strict: bool) -> Tensor:
+def keep(clip: Confident, thetas: Tensor, *, rule: str) -> Tensor:
     """Labels [N, H, W] where the confidence passes the threshold [N, K] of the label's class, 255 elsewhere."""
-    N = len(predictions.label)
-    index = predictions.label.flatten(1).long()
-    bar = thetas.to(index.device).float().gather(1, index).view_as(predictions.confidence) if N else thetas
-    confidence = predictions.confidence.float()
-    passed = confidence > bar if strict else confidence >= bar
-    return torch.where(passed, predictions.label, torch.full_like(predictions.label, IGNORE))
+    return apply_thresholds(clip.label, clip.confidence, thetas.to(clip.label.device), rule=rule, ignore_index=IGNORE)
 
 
 def _coverage(labels: NDArray[np.uint8], K: int) -> list[float]:
