@@ -273,7 +273,8 @@ int pixels_under(const Axis& axis, int n) {
 }
 
 Layout layout_of(const AggregateLabelsParams& p, const Axis& axis_y, const Axis& axis_x) {
-    const int J = p.near.neighbours, sources = p.classes > kClasses ? 1 + J : 1;
+    const int J = p.near.neighbours;
+    const bool many = p.classes > kClasses;  // the whole of every source is known before its parts
     const int64_t capacity = int64_t(pixels_under(axis_y, kWindowY)) * pixels_under(axis_x, kWindowX);
     Layout at{};
     at.quads = std::min(ceil_div(p.classes, 4), kQuads);
@@ -284,10 +285,10 @@ Layout layout_of(const AggregateLabelsParams& p, const Axis& axis_y, const Axis&
         return offset;
     };
     take(at.quads * kWindow * sizeof(float4));
-    at.inverse = take(sources * kWindow * sizeof(float));
+    at.inverse = take((many ? 1 + J : 1) * kWindow * sizeof(float));
     at.seen = take(J * kTile * sizeof(float2));
     at.logits = take(at.capacity * kClasses * sizeof(float));
-    at.largest = take(sources > 1 ? sources * at.capacity * sizeof(float) : 0);
+    at.largest = take(many ? (1 + J) * at.capacity * sizeof(float) : 0);
     at.boxes = take((1 + J) * sizeof(int4));
     at.tile = take(sizeof(Tile));
     at.plans = take((1 + J) * sizeof(Plan));

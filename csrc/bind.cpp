@@ -192,22 +192,30 @@ void def(py::module_& m, const char* name, Launchers<Params> launchers, const Me
     });
 }
 
+// m.<name>_workspace(device, threads, **members): bytes that the workspace of such a call has to have.
+template <typename Params, typename Members>
+void def_workspace(py::module_& m, const std::string& name, int64_t (*cpu)(const Params&, int threads),
+                   int64_t (*cuda)(const Params&), const Members& members) {
+    m.def((name + "_workspace").c_str(),
+          [=](const std::string& device, int threads, const py::kwargs& given) -> int64_t {
+              Params p{};
+              Fields fields(given);
+              members(fields, p);
+              fields.done();
+              if (device == "cpu") return cpu(p, threads);
+              return device == "cuda" && cuda != nullptr ? cuda(p) : 0;  // the readable kernels need none
+          });
+}
+
 void neighbourhood(Fields& f, Neighbourhood& p) {
     f("flows", p.flows)("frame", p.frame)("neighbour_frames", p.neighbour_frames);
     f("neighbours", p.neighbours)("channels", p.channels)("height", p.height)("width", p.width);
     f("limit", p.limit);
 }
-// Of correlation and its backward, without the workspace.
-void correlation_members(Fields& f, CorrelationParams& p, bool backward) {
-    f("f1", p.f1)("f2", p.f2)("batch", p.batch)("channels", p.channels)("height", p.height);
-    f("width", p.width)("radius", p.radius)("stride", p.stride)("dtype", p.dtype)("scale", p.scale);
-    f("allow_tf32", p.allow_tf32);
-    if (backward) {
-        f("grad_out", p.grad_out)("grad_f1", p.grad_f1)("grad_f2", p.grad_f2);
-        f("channels_last", p.channels_last);
-    } else {
-        f("out", p.out)("negative_slope", p.negative_slope);
-    }
+void correlation_pair(Fields& f, CorrelationParams& p) {
+    f("f1", p.f1)("f2", p.f2)("workspace", p.workspace)("batch", p.batch)("channels", p.channels);
+    f("height", p.height)("width", p.width)("radius", p.radius)("stride", p.stride)("dtype", p.dtype);
+    f("scale", p.scale)("allow_tf32", p.allow_tf32);
 }
 
 }  // namespace
@@ -261,34 +269,27 @@ PYBIND11_MODULE(_C, m) {
                              });
 
     // ---- correlation ----
-    // Bytes of workspace that a call needs; takes the members of the call but the workspace itself.
-    m.def("correlation_workspace",
-          [](const std::string& device, bool backward, int threads, const py::kwargs& given) -> int64_t {
-              CorrelationParams p{};
-              Fields fields(given);
-              correlation_members(fields, p, backward);
-              fields.done();
-              if (device == "cpu")
-                  return backward ? correlation_backward_workspace(p, threads) : correlation_workspace(p);
-#if defined(VDA_WITH_CUDA)
-              if (device == "cuda")
-                  return backward ? correlation_backward_workspace_cuda(p) : correlation_workspace_cuda(p);
-#endif
-              return 0;  // the readable kernels need none
-          });
-    def<CorrelationParams>(m, "correlation",
-                           {correlation_cpu, VDA_CUDA(correlation_cuda), VDA_CUDA(correlation_naive_cuda)},
-                           [](Fields& f, CorrelationParams& p) {
-                               correlation_members(f, p, false);
-                               f("workspace", p.workspace);
-                           });
-    def<CorrelationParams>(m, "correlation_backward",
-                           {correlation_backward_cpu, VDA_CUDA(correlation_backward_cuda),
-                            VDA_CUDA(correlation_backward_naive_cuda)},
-                           [](Fields& f, CorrelationParams& p) {
-                               correlation_members(f, p, true);
-                               f("workspace", p.workspace);
-                           });
+    const auto correlation = [](Fields& f, CorrelationParams& p) {
+        correlation_pair(f, p);
+        f("out", p.out)("negative_slope", p.negative_slope);
+    };
+    const auto correlation_backward = [](Fields& f, CorrelationParams& p) {
+        correlation_pair(f, p);
+        f("grad_out", p.grad_out)("grad_f1", p.grad_f1)("grad_f2", p.grad_f2);
+        f("channels_last", p.channels_last);
+    };
+    using Correlation = Launchers<CorrelationParams>;
+    def(m, "correlation",
+        Correlation{correlation_cpu, VDA_CUDA(correlation_cuda), VDA_CUDA(correlation_naive_cuda)},
+        correlation);
+    def(m, "correlation_backward",
+        Correlation{correlation_backward_cpu, VDA_CUDA(correlation_backward_cuda),
+                    VDA_CUDA(correlation_backward_naive_cuda)},
+        correlation_backward);
+    def_workspace<CorrelationParams>(m, "correlation", correlation_workspace,
+                                     VDA_CUDA(correlation_workspace_cuda), correlation);
+    def_workspace<CorrelationParams>(m, "correlation_backward", correlation_backward_workspace,
+                                     VDA_CUDA(correlation_backward_workspace_cuda), correlation_backward);
 
     // ---- aggregate ----
     def<AggregateParams>(
@@ -300,26 +301,20 @@ PYBIND11_MODULE(_C, m) {
         });
 
     // ---- aggregate_labels ----
-    // Bytes of workspace that a call on the CPU needs.
-    m.def("aggregate_labels_workspace", [](int threads, const py::kwargs& given) {
-        AggregateLabelsParams p{};
-        Fields fields(given);
-        fields("batch", p.batch)("classes", p.classes)("neighbours", p.near.neighbours);
-        fields("height", p.near.height)("width", p.near.width)("logit_width", p.logit_width);
-        fields.done();
-        return aggregate_labels_workspace(p, threads);
-    });
-    def<AggregateLabelsParams>(
-        m, "aggregate_labels",
-        {aggregate_labels_cpu, VDA_CUDA(aggregate_labels_cuda), VDA_CUDA(aggregate_labels_naive_cuda)},
-        [](Fields& f, AggregateLabelsParams& p) {
-            f("logits", p.logits)("neighbour_logits", p.neighbour_logits)("weight", p.weight);
-            f("label", p.label)("confidence", p.confidence)("histogram", p.histogram);
-            f("workspace", p.workspace)("batch", p.batch)("classes", p.classes);
-            f("logit_height", p.logit_height)("logit_width", p.logit_width)("dtype", p.dtype);
-            f("align_corners", p.align_corners);
-            neighbourhood(f, p.near);
-        });
+    const auto aggregate_labels = [](Fields& f, AggregateLabelsParams& p) {
+        f("logits", p.logits)("neighbour_logits", p.neighbour_logits)("weight", p.weight);
+        f("label", p.label)("confidence", p.confidence)("histogram", p.histogram);
+        f("workspace", p.workspace)("batch", p.batch)("classes", p.classes);
+        f("logit_height", p.logit_height)("logit_width", p.logit_width)("dtype", p.dtype);
+        f("align_corners", p.align_corners);
+        neighbourhood(f, p.near);
+    };
+    def(m, "aggregate_labels",
+        Launchers<AggregateLabelsParams>{aggregate_labels_cpu, VDA_CUDA(aggregate_labels_cuda),
+                                         VDA_CUDA(aggregate_labels_naive_cuda)},
+        aggregate_labels);
+    def_workspace<AggregateLabelsParams>(m, "aggregate_labels", aggregate_labels_workspace, nullptr,
+                                         aggregate_labels);
 
     // ---- class_thresholds ----
     m.attr("half_bins") = kHalfBins;

@@ -34,7 +34,7 @@ struct CorrelationParams {
 VDA_HD int displacements(const CorrelationParams& p) { return 2 * p.radius + 1; }
 
 // Bytes of workspace that the CPU kernels need.
-int64_t correlation_workspace(const CorrelationParams& p);
+int64_t correlation_workspace(const CorrelationParams& p, int threads);
 int64_t correlation_backward_workspace(const CorrelationParams& p, int threads);
 
 // The same of the CUDA kernels, which also look at f1 and f2 and at which gradients are wanted.

@@ -109,6 +109,7 @@ def test_by_hand(backend: Backend) -> None:
         ((1, 2, 19), (18, 65), (4, 9)),  # two by three CUDA tiles, most of them cut off
         ((1, 1, 21), (17, 35), (17, 2)),  # one class more than a CUDA thread sums at once; one row of logits a row
         ((1, 2, 45), (18, 33), (3, 5)),
+        ((2, 0, 33), (5, 112), (2, 17)),
         ((1, 1, 255), (7, 34), (2, 5)),
         ((1, 8, 3), (17, 36), (4, 6)),
         ((1, 1, 4), (9, 20), (60, 90)),  # logits of more pixels than CUDA's shared memory holds

@@ -25,6 +25,8 @@ from torch.nn import functional as F
 
 from . import _lib
 
+_MOST = 1 << 14  # D * D and positions a few strides outside the frame still fit 32 bits
+
 # ---- reference ----
 
 
@@ -69,8 +71,8 @@ def correlation(
         f1: [B, C, H, W] features of the first frame, float32, float16, bfloat16 or float64, any strides
             (channels-last and expanded included).
         f2: like f1, of the second frame.
-        max_displacement: largest |dx| and |dy|, in pixels of the feature map; at least 1.
-        stride: pixels between neighbouring displacements; at least 1.
+        max_displacement: largest |dx| and |dy|, in pixels of the feature map; 1 to 16384.
+        stride: pixels between neighbouring displacements; 1 to 16384.
         scale: factor of the sum over channels; default 1/C, the mean. (1 is the plain sum of
             spatial-correlation-sampler and mmcv, C**-0.5 the scale of RAFT.)
         negative_slope: of a LeakyReLU applied to the result on the way out, in (0, 1]; 1 is none, FlowNetC has 0.1.
@@ -97,24 +99,28 @@ def correlation(
             negative_slope=negative_slope,
         )
     scale = 1 / f1.shape[1] if scale is None else scale
-    return torch.ops.vda.correlation(f1, f2, max_displacement // stride, stride, scale, negative_slope)
+    return _correlation_op(f1, f2, max_displacement // stride, stride, scale, negative_slope)
 
 
 def _check(f1: Tensor, f2: Tensor, max_displacement: int, stride: int) -> None:
-    _lib.check(f1, "f1", _lib.FLOAT_AND_DOUBLE, ("B", "C", "H", "W"))
-    _lib.check(f2, "f2", (f1.dtype,), f1.shape)
+    _lib.check_planes(f1, "f1", _lib.FLOAT_AND_DOUBLE, ("B", "C", "H", "W"))
+    _lib.check_planes(f2, "f2", (f1.dtype,), f1.shape)
     _lib.check_devices(f1=f1, f2=f2)
     if f1.shape[1] == 0:
         raise ValueError(f"f1: wanted at least one channel, got shape {list(f1.shape)}")
     for name, value in (("max_displacement", max_displacement), ("stride", stride)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name}: wanted an int, got {type(value).__name__}")
+        _lib.check_number(value, name, "an int")
         if value < 1:
             raise ValueError(f"{name}: wanted at least 1, got {value}")
+        if value > _MOST:
+            raise ValueError(f"{name}: wanted at most {_MOST}, got {value}")
 
 
 def _check_numbers(scale: float | None, negative_slope: float) -> None:
-    if scale is not None and not math.isfinite(scale):
+    if scale is not None:
+        _lib.check_number(scale, "scale")
+    _lib.check_number(negative_slope, "negative_slope")
+    if scale is not None and not -math.inf < scale < math.inf:
         raise ValueError(f"scale: wanted a finite number, got {scale}")
     if not 0 < negative_slope <= 1:
         raise ValueError(f"negative_slope: wanted a number in (0, 1], got {negative_slope}")
@@ -128,6 +134,7 @@ def _members(f1: Tensor, f2: Tensor, radius: int, stride: int, scale: float) -> 
     return {
         "f1": f1,
         "f2": f2,
+        "workspace": None,
         "batch": B,
         "channels": C,
         "height": H,
@@ -142,9 +149,7 @@ def _members(f1: Tensor, f2: Tensor, radius: int, stride: int, scale: float) -> 
 
 
 def _call(name: str, first: Tensor, members: dict[str, object]) -> None:
-    backward = name == "correlation_backward"
-    workspace = _lib.workspace("correlation_workspace", first, backward, **members)
-    _lib.call(name, first, workspace=workspace, **members)
+    _lib.call(name, first, **members | {"workspace": _lib.workspace(name, first, **members)})
 
 
 def _correlation(f1: Tensor, f2: Tensor, radius: int, stride: int, scale: float, negative_slope: float) -> Tensor:
@@ -201,20 +206,18 @@ def _backward(ctx, grad):  # type: ignore[no-untyped-def]
     if out is not None:
         grad = torch.ops.aten.leaky_relu_backward(grad, out, ctx.negative_slope, True)
     need_f1, need_f2 = ctx.needs_input_grad[:2]
-    grad_f1, grad_f2 = torch.ops.vda.correlation_backward(
-        grad, f1, f2, ctx.radius, ctx.stride, ctx.scale, need_f1, need_f2
-    )
+    grad_f1, grad_f2 = _correlation_backward_op(grad, f1, f2, ctx.radius, ctx.stride, ctx.scale, need_f1, need_f2)
     return grad_f1 if need_f1 else None, grad_f2 if need_f2 else None, None, None, None, None
 
 
-_lib.define(
+_correlation_op = _lib.define(
     "correlation(Tensor f1, Tensor f2, int radius, int stride, float scale, float negative_slope) -> Tensor",
     _correlation,
     _correlation_fake,
     _backward,
     _setup_context,
 )
-_lib.define(
+_correlation_backward_op = _lib.define(
     "correlation_backward(Tensor grad, Tensor f1, Tensor f2, int radius, int stride, float scale, bool need_f1, "
     "bool need_f2) -> (Tensor, Tensor)",
     _correlation_backward,
