@@ -1,0 +1,203 @@
+"""What every benchmark does: check that a row computes what ours computes, then time it.
+
+A row is a name and a function that takes the inputs and returns the call to be timed. Building the call may take its
+time (layouts of another library, compilation, a forward pass before a backward one): none of that is measured.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping
+from statistics import median, quantiles
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vda.ops import _lib
+
+from . import timing
+from .ceilings import Ceilings
+from .table import AGREES, Results, Row
+from .work import Work
+
+Call = Callable[[], Any]
+Prepare = Callable[..., Call]
+Rows = Mapping[str, Prepare]
+
+ONLY_ON = {"naive": "cuda", "mmcv": "cuda", "cv2.remap": "cpu"}  # rows that exist on one kind of device
+
+
+class Unavailable(Exception):
+    """A row cannot run here; the sentence says why."""
+
+
+# ---- kinds of rows ----
+
+
+def call(function: Callable[..., Any], **options: Any) -> Prepare:
+    """The function as it is."""
+    return lambda *inputs: functools.partial(function, *inputs, **options)
+
+
+def naive(prepare: Prepare) -> Prepare:
+    """The readable CUDA kernels that are kept beside the optimised ones."""
+
+    def prepared(*inputs: Tensor) -> Call:
+        inner = prepare(*inputs)
+
+        def run() -> Any:
+            with _lib.naive():
+                return inner()
+
+        return run
+
+    return prepared
+
+
+def compiled(function: Callable[..., Any], *, wrap: Prepare = call, **options: Any) -> Prepare:
+    """torch.compile of the function, whole; wrap, e.g. `backward`, makes the call from the compiled function."""
+
+    def prepare(*inputs: Tensor) -> Call:
+        import torch._functorch.config
+
+        torch._dynamo.reset()
+        torch._functorch.config.donated_buffer = False  # a backward pass is run more than once
+        inner = torch.compile(lambda *x: function(*x, **options), dynamic=False, fullgraph=True)
+        run = wrap(inner)(*inputs)
+        try:
+            run()
+        except Exception as error:  # whatever a compiler may raise
+            reason = str(error).strip().partition("\n")[0]
+            raise Unavailable(f"torch.compile fails ({type(error).__name__}: {reason[:90]})") from error
+        return run
+
+    return prepare
+
+
+def backward(function: Callable[..., Tensor], **options: Any) -> Prepare:
+    """The gradients of all inputs but the last, which is the gradient of the result."""
+
+    def prepare(*inputs: Tensor) -> Call:
+        *given, grad = inputs
+        leaves = [x.detach().requires_grad_() for x in given]
+        out = function(*leaves, **options)
+        return lambda: torch.autograd.grad(out, leaves, grad, retain_graph=True)
+
+    return prepare
+
+
+# ---- agreement ----
+
+
+def disagreement(found: Any, wanted: Any, *, atol: float, share: float) -> str:
+    """"" if found is wanted, else one sentence.
+
+    Integers have to be equal, numbers within atol, on all but a share of the elements: a pixel may fall to the other
+    side of a decision (nearest neighbour, occlusion) for the last bit of its position.
+    """
+    if not isinstance(found, Tensor):
+        parts = [disagreement(f, w, atol=atol, share=share) for f, w in zip(found, wanted, strict=True)]
+        return next(filter(None, parts), "")
+    if found.shape != wanted.shape:
+        return f"its result is {list(found.shape)}, ours {list(wanted.shape)}"
+    exact = not wanted.is_floating_point()
+    wrong = found != wanted if exact else ~((found.double() - wanted.double()).abs() <= atol)
+    part = wrong.double().mean().item()
+    return "" if part <= share else f"its result differs from ours on {100 * part:.3g} % of the elements"
+
+
+# ---- timing ----
+
+
+class Bench:
+    """The fixture `bench`: one row of one case."""
+
+    def __init__(self, row: str, benchmark: Any, config: pytest.Config, ceilings: Ceilings, results: Results) -> None:
+        self.row = row
+        self.benchmark = benchmark
+        self.device = ceilings.device
+        self.list_only: bool = config.getoption("list")
+        self.check_only: bool = config.getoption("check")
+        self.full: bool = config.getoption("full")
+        self._max_time = float(config.getoption("benchmark_max_time"))
+        self._min_rounds: int = config.getoption("benchmark_min_rounds")
+        self._ceilings, self._results = ceilings, results
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width, in features or pixels, unless only agreement is checked: then something small."""
+        return (height, width) if not self.check_only else (24, 64)
+
+    @property
+    def frame(self) -> tuple[int, int]:
+        """The paper's 1024 x 2048 on a GPU and with --full, else half of that per side."""
+        return self.size(1024, 2048) if self.device.type == "cuda" or self.full else self.size(512, 1024)
+
+    def case(self, op: str, shape: str, work: Work, dtype: torch.dtype = torch.float32) -> None:
+        """Say what is measured; comes first, because --list ends here."""
+        self._record = Row(op, shape, str(dtype)[6:], self.row, work.flop / 1e9, work.nbytes / 1e6, work.half)
+        self._results.rows.append(self._record)
+        self.benchmark.group = f"{op}, {shape}, {self._record.dtype}, {self.device.type}"
+        self.benchmark.extra_info.update(gflop=self._record.gflop, mbyte=self._record.mbyte)
+        if self.list_only:
+            pytest.skip("--list")
+
+    def time(self, rows: Rows, *inputs: Tensor, atol: float = 1e-4, share: float = 0.0) -> None:
+        """Check this row against ours, then time it with pytest-benchmark."""
+        inputs = tuple(x.to(self.device) for x in inputs)
+        ours = rows["ours"](*inputs)
+        try:
+            call = rows[self.row](*inputs)
+            found = call()
+        except Unavailable as reason:
+            self._record.note = str(reason)
+            pytest.skip(str(reason))
+        if self.row != "ours" and (wrong := disagreement(found, ours(), atol=atol, share=share)):
+            self._record.note = wrong
+            pytest.fail(f"{self._record.op}, {self.row}: {wrong}", pytrace=False)
+        if self.check_only:
+            self._record.note = AGREES
+            self.benchmark.pedantic(call)
+            return
+        del found
+        self._ceilings.sample()
+        self._run(call, ours)
+
+    def _run(self, call: Call, ours: Call) -> None:
+        estimate = timing.seconds(call, self.device, 1)
+        rounds = max(self._min_rounds, min(200, int(self._max_time / estimate)))
+        beside: list[float] = []
+
+        def ours_in_turn() -> None:
+            start = time.perf_counter()
+            ours()
+            beside.append(time.perf_counter() - start)
+
+        if self.device.type == "cuda":
+            setup: Call | None = timing.cold_l2(self.device)
+        else:
+            setup = None if self.row == "ours" else ours_in_turn
+        self.benchmark.pedantic(call, setup=_without_result(setup), rounds=rounds, warmup_rounds=1)
+        if self.benchmark.stats is None:  # --benchmark-disable
+            self._record.note = "--benchmark-disable"
+            return
+        times = sorted(self.benchmark.stats.stats.data)
+        record = self._record
+        record.median, record.rounds = median(times), len(times)
+        quarters = quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
+        record.spread = (quarters[2] - quarters[0]) / record.median
+        record.ours = median(beside[1:]) if len(beside) > 1 else None
+        record.bound = self._ceilings.applies(Work(record.gflop * 1e9, record.mbyte * 1e6, record.half))
+
+
+def _without_result(setup: Call | None) -> Call | None:
+    """pytest-benchmark takes what a setup returns for arguments."""
+    if setup is None:
+        return None
+
+    def run() -> None:
+        setup()
+
+    return run
