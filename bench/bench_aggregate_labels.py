@@ -11,9 +11,7 @@ from bench.harness import Bench, Call, call, compiled, naive
 from vda.ops import aggregate_labels
 
 
-def cached(
-    logits: Tensor, neighbour_logits: Tensor, flows: Tensor, frame: Tensor, neighbour_frames: Tensor
-) -> Call:
+def cached(logits: Tensor, neighbour_logits: Tensor, flows: Tensor, frame: Tensor, neighbour_frames: Tensor) -> Call:
     """The composition of someone who keeps the neighbours' probabilities; making them is not part of the time."""
     size = frame.shape[-2:]
     near = torch.stack([compositions.probabilities(x, *size) for x in neighbour_logits.unbind(1)], 1)
@@ -39,6 +37,5 @@ def test_aggregate_labels(bench: Bench, shape: tuple[int, int, int], row: str) -
     logits = inputs.logits(K, H, W, count=J + 1)
     h, w = logits.shape[-2:]
     bench.case("aggregate_labels", f"K={K} J={J} {H}×{W}", work.aggregate_labels(K, J, h, w, H, W))
-    flows = inputs.flow(H, W, batch=J)[None]
-    frame, near = inputs.frames(flows)
+    flows, frame, near = inputs.scene(H, W, J)
     bench.time(ROWS, logits[:1], logits[None, 1:], flows, frame, near, atol=5e-3, share=1e-3)

@@ -37,7 +37,7 @@ SHARE = 1e-3
 def image(channels: int, H: int, W: int) -> Tensor:
     """[1, channels, H, W]: a frame, or class probabilities."""
     if channels == 3:
-        return inputs.frames(inputs.flow(H, W)[:, None])[0]
+        return inputs.scene(H, W, 1)[1]
     return compositions.probabilities(inputs.logits(channels, H, W), H, W)
 
 
@@ -63,6 +63,5 @@ def test_warp_backward(bench: Bench, row: str) -> None:
 def test_warp_occlusion(bench: Bench, row: str) -> None:
     H, W = bench.frame
     bench.case("warp_occlusion", f"3×{H}×{W}", work.warp_occlusion(3, H, W))
-    flow = inputs.flow(H, W)
-    frame, near = inputs.frames(flow[:, None])
-    bench.time(OCCLUSION, frame, near[:, 0], flow, atol=5e-3, share=SHARE)
+    flows, frame, near = inputs.scene(H, W, 1)
+    bench.time(OCCLUSION, frame, near[:, 0], flows[:, 0], atol=5e-3, share=SHARE)

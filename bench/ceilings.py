@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 import torch
 
 from . import timing
-from .work import Work
 
 COPY_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}  # of the source; reads and writes count
 GEMM_SIZE = {"cpu": 2048, "cuda": 8192}
@@ -33,11 +32,6 @@ class Ceilings:
         for name, (amount, call) in self._probes.items():
             rate = amount / timing.seconds(call, self.device, repeats)
             self.best[name] = max(rate, self.best.get(name, 0.0))
-
-    def applies(self, work: Work) -> str:
-        """The ceiling that a call meets first: "copy", or the matrix product of its element type."""
-        gemm = "hgemm" if work.half and "hgemm" in self.best else "sgemm"
-        return gemm if work.flop / self.best[gemm] > work.nbytes / self.best["copy"] else "copy"
 
     def _make(self) -> None:
         n = GEMM_SIZE[self.device.type]

@@ -38,7 +38,7 @@ def correlation(f1: Tensor, f2: Tensor, *, row: Callable[[Tensor, Tensor], Tenso
 
 
 def correlation_bmm(f1: Tensor, f2: Tensor) -> Tensor:
-    """The same as banded matrix products, for even W: per dy and column parity every pair of a row, 21 diagonals kept."""
+    """The same as banded matrix products, W even: per dy and column parity every pair of a row, 21 diagonals kept."""
     B, C, H, W = f1.shape
     half, wide = W // 2, W // 2 + 2 * RADIUS
     rows = f1.view(B, C, H, half, 2).permute(0, 2, 4, 3, 1).reshape(-1, half, C)  # [B H 2, W/2, C]

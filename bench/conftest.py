@@ -31,6 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "large: only on a GPU or with --full")
     config.addinivalue_line("markers", "gpu_only: only on a GPU")
+    config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning:torch")
     option = config.getoption
     if option("threads"):
         torch.set_num_threads(option("threads"))
@@ -74,21 +75,30 @@ def bench(request: pytest.FixtureRequest, benchmark: Any, row: str) -> Iterator[
     torch.manual_seed(0)
     config = request.config
     yield Bench(row, benchmark, config, config.stash[CEILINGS], config.stash[RESULTS])
+    if path := config.getoption("json"):  # after every row: a run that is cut short keeps what it has
+        table.write_json(path, _finished(config).to_json())
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+def _finished(config: pytest.Config) -> table.Results:
     results = config.stash[RESULTS]
-    if not results.rows:
-        return
-    ceilings = config.stash[CEILINGS]
+    results.ceilings = dict(config.stash[CEILINGS].best)
+    results.finish()
+    return results
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    ceilings = session.config.stash[CEILINGS]
     if ceilings.best:
         ceilings.sample()
-    results.ceilings = ceilings.best
-    results.finish()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The table comes last, after pytest's own lines."""
+    if not config.stash[RESULTS].rows:
+        return
+    results = _finished(config)
     text = table.markdown(results)
-    terminalreporter.write_line("")
-    terminalreporter.write(text, flush=True)
+    print(f"\n{text}", end="")
     if path := config.getoption("json"):
         table.write_json(path, results.to_json())
     if path := config.getoption("markdown"):

@@ -7,7 +7,6 @@ time (layouts of another library, compilation, a forward pass before a backward 
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Mapping
 from statistics import median, quantiles
 from typing import Any
@@ -27,6 +26,8 @@ Call = Callable[[], Any]
 Prepare = Callable[..., Call]
 Rows = Mapping[str, Prepare]
 
+SLOW = 0.25  # seconds
+MAX_ROUNDS = 200
 ONLY_ON = {"naive": "cuda", "mmcv": "cuda", "cv2.remap": "cpu"}  # rows that exist on one kind of device
 
 
@@ -93,7 +94,7 @@ def backward(function: Callable[..., Tensor], **options: Any) -> Prepare:
 
 
 def disagreement(found: Any, wanted: Any, *, atol: float, share: float) -> str:
-    """"" if found is wanted, else one sentence.
+    """ "" if found is wanted, else one sentence.
 
     Integers have to be equal, numbers within atol, on all but a share of the elements: a pixel may fall to the other
     side of a decision (nearest neighbour, occlusion) for the last bit of its position.
@@ -137,7 +138,7 @@ class Bench:
 
     def case(self, op: str, shape: str, work: Work, dtype: torch.dtype = torch.float32) -> None:
         """Say what is measured; comes first, because --list ends here."""
-        self._record = Row(op, shape, str(dtype)[6:], self.row, work.flop / 1e9, work.nbytes / 1e6, work.half)
+        self._record = Row(op, shape, str(dtype)[6:], self.row, work.flop / 1e9, work.nbytes / 1e6, work.gemm)
         self._results.rows.append(self._record)
         self.benchmark.group = f"{op}, {shape}, {self._record.dtype}, {self.device.type}"
         self.benchmark.extra_info.update(gflop=self._record.gflop, mbyte=self._record.mbyte)
@@ -150,54 +151,39 @@ class Bench:
         ours = rows["ours"](*inputs)
         try:
             call = rows[self.row](*inputs)
-            found = call()
+            found, first = timing.once(call, self.device)
         except Unavailable as reason:
             self._record.note = str(reason)
             pytest.skip(str(reason))
-        if self.row != "ours" and (wrong := disagreement(found, ours(), atol=atol, share=share)):
+        wrong = "" if self.row == "ours" else disagreement(found, ours(), atol=atol, share=share)
+        if wrong:
             self._record.note = wrong
             pytest.fail(f"{self._record.op}, {self.row}: {wrong}", pytrace=False)
+        del found
         if self.check_only:
             self._record.note = AGREES
             self.benchmark.pedantic(call)
-            return
-        del found
-        self._ceilings.sample()
-        self._run(call, ours)
+        else:
+            self._ceilings.sample()
+            self._measure(call, ours, first)
 
-    def _run(self, call: Call, ours: Call) -> None:
-        estimate = timing.seconds(call, self.device, 1)
-        rounds = max(self._min_rounds, min(200, int(self._max_time / estimate)))
+    def _measure(self, call: Call, ours: Call, first: float) -> None:
+        slow = first > SLOW  # then the first call has warmed up enough
+        estimate = first if slow else min(timing.once(call, self.device)[1] for _ in range(3))
+        rounds = max(self._min_rounds, min(MAX_ROUNDS, int(self._max_time / estimate)))
         beside: list[float] = []
 
-        def ours_in_turn() -> None:
-            start = time.perf_counter()
-            ours()
-            beside.append(time.perf_counter() - start)
+        def cpu_setup() -> None:
+            if self.row != "ours":
+                beside.append(timing.once(ours, self.device)[1])
 
-        if self.device.type == "cuda":
-            setup: Call | None = timing.cold_l2(self.device)
-        else:
-            setup = None if self.row == "ours" else ours_in_turn
-        self.benchmark.pedantic(call, setup=_without_result(setup), rounds=rounds, warmup_rounds=1)
+        setup = timing.cold_l2(self.device) if self.device.type == "cuda" else cpu_setup
+        self.benchmark.pedantic(call, setup=setup, rounds=rounds, warmup_rounds=0 if slow else 1)
         if self.benchmark.stats is None:  # --benchmark-disable
-            self._record.note = "--benchmark-disable"
             return
-        times = sorted(self.benchmark.stats.stats.data)
+        times = self.benchmark.stats.stats.data
         record = self._record
         record.median, record.rounds = median(times), len(times)
-        quarters = quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
-        record.spread = (quarters[2] - quarters[0]) / record.median
-        record.ours = median(beside[1:]) if len(beside) > 1 else None
-        record.bound = self._ceilings.applies(Work(record.gflop * 1e9, record.mbyte * 1e6, record.half))
-
-
-def _without_result(setup: Call | None) -> Call | None:
-    """pytest-benchmark takes what a setup returns for arguments."""
-    if setup is None:
-        return None
-
-    def run() -> None:
-        setup()
-
-    return run
+        low, _, high = quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
+        record.spread = (high - low) / record.median
+        record.ours = median(beside[-rounds:]) if beside else None

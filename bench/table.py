@@ -28,7 +28,7 @@ class Row:
     row: str  # "ours", "torch", ...
     gflop: float
     mbyte: float
-    half: bool
+    gemm: str  # see work.Work
     median: float | None = None  # None: not timed
     spread: float | None = None  # interquartile range over median
     rounds: int = 0
@@ -57,9 +57,12 @@ class Results:
         for row in self.rows:
             if row.median is None:
                 continue
-            if row.bound:
-                amount = row.mbyte * 1e6 if row.bound == "copy" else row.gflop * 1e9
-                row.fraction = amount / row.median / self.ceilings[row.bound]
+            if self.ceilings:
+                least = {"copy": row.mbyte * 1e6 / self.ceilings["copy"]}  # seconds, if the ceiling were reached
+                if row.gemm in self.ceilings:
+                    least[row.gemm] = row.gflop * 1e9 / self.ceilings[row.gemm]
+                row.bound = max(least, key=least.__getitem__)
+                row.fraction = least[row.bound] / row.median
             if (torch_row := by_case.get(row.case)) is not None:
                 row.times_torch = _ratio(torch_row, row)
 
@@ -114,9 +117,9 @@ def _cells(row: Row) -> tuple[str, ...]:
         return *start, row.note if row.note == AGREES else NOT_MEASURED, "", "", ""
     noisy = row.spread is not None and row.spread > SPREAD
     time = duration(row.median) + (f" (±{50 * row.spread:.0f} %)" if noisy and row.spread else "")
-    memory = row.bound == "copy" or not row.gflop
+    memory = row.bound in ("", "copy")
     rate = _rate((row.mbyte * 1e6 if memory else row.gflop * 1e9) / row.median, "B" if memory else "FLOP")
-    fraction = "" if row.fraction is None else f"{row.fraction:.2f} {row.bound}"
+    fraction = "" if row.fraction is None else f"{_percent(row.fraction)} {row.bound}"
     ratio = "" if row.times_torch is None else _three(row.times_torch)
     return *start, time, rate, fraction, ratio
 
@@ -141,6 +144,10 @@ def _rate(per_second: float, what: str) -> str:
 
 def _three(x: float) -> str:
     return f"{x:.0f}" if x >= 100 else f"{x:.1f}" if x >= 10 else f"{x:.2f}"
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:.0f} %" if part >= 0.1 else f"{100 * part:.2g} %"
 
 
 # ---- files ----

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -27,11 +29,24 @@ class CudaStamp:
         return float(earlier.event.elapsed_time(self.event)) / 1e3
 
 
-def cold_l2(device: torch.device) -> Call:
+def cold_l2(device: torch.device) -> Callable[[], None]:
     """A call that overwrites more memory than the L2 cache holds; it also keeps the GPU busy for some 0.2 ms."""
     size = max(512 << 20, 4 * torch.cuda.get_device_properties(device).L2_cache_size)
     buffer = torch.empty(size, dtype=torch.uint8, device=device)
-    return buffer.zero_
+
+    def flush() -> None:  # pytest-benchmark would take a result for arguments
+        buffer.zero_()
+
+    return flush
+
+
+def once(call: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
+    """What call() returns, and its wall-clock seconds, everything finished."""
+    start = time.perf_counter()
+    result = call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return result, time.perf_counter() - start
 
 
 def seconds(call: Call, device: torch.device, repeats: int) -> float:
@@ -42,9 +57,5 @@ def seconds(call: Call, device: torch.device, repeats: int) -> float:
         for _ in range(repeats):
             call()
             stamps.append(CudaStamp())
-        return median(b - a for a, b in zip(stamps, stamps[1:], strict=False))
-    moments = [time.perf_counter()]
-    for _ in range(repeats):
-        call()
-        moments.append(time.perf_counter())
-    return median(b - a for a, b in zip(moments, moments[1:], strict=False))
+        return median(b - a for a, b in pairwise(stamps))
+    return median(once(call, device)[1] for _ in range(repeats))

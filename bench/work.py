@@ -18,7 +18,7 @@ class Work:
 
     flop: float
     nbytes: float
-    half: bool = False  # whether its arithmetic ceiling is the 16-bit matrix product
+    gemm: str = ""  # "sgemm" or "hgemm" where the arithmetic is that of a matrix product, which then is a ceiling too
 
 
 def _inside(B: int, H: int, W: int) -> int:
@@ -30,12 +30,16 @@ def _inside(B: int, H: int, W: int) -> int:
 
 def correlation(B: int, C: int, H: int, W: int, element: int = 4) -> Work:
     """Two feature maps in, 441 values per pixel out; C multiply-adds per pair of pixels."""
-    return Work(2 * C * _inside(B, H, W), element * B * H * W * (2 * C + DISPLACEMENTS), element == 2)
+    return Work(
+        2 * C * _inside(B, H, W), element * B * H * W * (2 * C + DISPLACEMENTS), "hgemm" if element == 2 else "sgemm"
+    )
 
 
 def correlation_backward(B: int, C: int, H: int, W: int, element: int = 4) -> Work:
     """Two feature maps and 441 gradients per pixel in, two gradients of feature maps out; both are such a product."""
-    return Work(4 * C * _inside(B, H, W), element * B * H * W * (4 * C + DISPLACEMENTS), element == 2)
+    return Work(
+        4 * C * _inside(B, H, W), element * B * H * W * (4 * C + DISPLACEMENTS), "hgemm" if element == 2 else "sgemm"
+    )
 
 
 def warp(C: int, H: int, W: int) -> Work:
