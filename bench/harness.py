@@ -183,7 +183,7 @@ class Bench:
             return
         times = self.benchmark.stats.stats.data
         record = self._record
-        record.median, record.rounds = median(times), len(times)
+        record.median, record.best, record.rounds = median(times), min(times), len(times)
         low, _, high = quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
         record.spread = (high - low) / record.median
         record.ours = median(beside[-rounds:]) if beside else None

@@ -30,6 +30,7 @@ class Row:
     mbyte: float
     gemm: str  # see work.Work
     median: float | None = None  # None: not timed
+    best: float | None = None
     spread: float | None = None  # interquartile range over median
     rounds: int = 0
     ours: float | None = None  # median of ours, taken in turn with the rounds of this row (CPU)

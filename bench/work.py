@@ -1,4 +1,4 @@
-"""Bytes and FLOPs that an operator cannot avoid: every input read once, every output written once, no product with zero.
+"""Bytes and FLOPs that an operator cannot avoid: inputs read once, outputs written once, no product with zeros outside.
 
 What a kernel moves or computes beyond that is its own affair and makes its rate worse, not better. A multiplication and
 an addition count as two; an exponential, a comparison and a selection as one. float32 unless stated.
@@ -28,18 +28,18 @@ def _inside(B: int, H: int, W: int) -> int:
     return B * down * across
 
 
+def _gemm(element: int) -> str:
+    return "hgemm" if element == 2 else "sgemm"
+
+
 def correlation(B: int, C: int, H: int, W: int, element: int = 4) -> Work:
     """Two feature maps in, 441 values per pixel out; C multiply-adds per pair of pixels."""
-    return Work(
-        2 * C * _inside(B, H, W), element * B * H * W * (2 * C + DISPLACEMENTS), "hgemm" if element == 2 else "sgemm"
-    )
+    return Work(2 * C * _inside(B, H, W), element * B * H * W * (2 * C + DISPLACEMENTS), _gemm(element))
 
 
 def correlation_backward(B: int, C: int, H: int, W: int, element: int = 4) -> Work:
     """Two feature maps and 441 gradients per pixel in, two gradients of feature maps out; both are such a product."""
-    return Work(
-        4 * C * _inside(B, H, W), element * B * H * W * (4 * C + DISPLACEMENTS), "hgemm" if element == 2 else "sgemm"
-    )
+    return Work(4 * C * _inside(B, H, W), element * B * H * W * (4 * C + DISPLACEMENTS), _gemm(element))
 
 
 def warp(C: int, H: int, W: int) -> Work:
@@ -66,8 +66,8 @@ def aggregate(K: int, J: int, H: int, W: int) -> Work:
 def aggregate_labels(K: int, J: int, h: int, w: int, H: int, W: int) -> Work:
     """Logits of h x w and colours of J + 1 frames and J flows in, a byte and 16 bits out.
 
-    Per frame and value 6 operations of upsampling and 3 of softmax, as if every pixel were evaluated once; a pixel that a
-    neighbour's flow points to lies between four, which costs more.
+    Per frame and value 6 operations of upsampling and 3 of softmax, as if every pixel were evaluated once; a position
+    that flow points to lies between four, which costs more.
     """
     flop = H * W * (9 * K * (J + 1) + J * (10 * 3 + 8 * K) + 2 * K)
     return Work(flop, 4 * K * h * w * (J + 1) + H * W * (8 * J + 12 * (J + 1) + 3))

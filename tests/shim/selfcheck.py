@@ -23,11 +23,15 @@ from shim import build
 H, W = 7, 37  # odd, and a part of a warp left over
 
 
-def check_ops(path: Path) -> None:
+def check_ops(path: Path | None) -> None:
+    """Every op against its reference: from the module at path, or (None) the installed one on the GPU."""
     import torch
 
     torch.manual_seed(0)
-    sys.modules["vda._C"] = module = build.load(path, "vda._C")
+    if path is None:
+        torch.set_default_device("cuda")
+    else:
+        sys.modules["vda._C"] = module = build.load(path, "vda._C")
     from conftest import hostile_flow, layouts, smooth_flow
 
     from vda import ops
@@ -89,14 +93,22 @@ def check_ops(path: Path) -> None:
             for *arguments, options in case(dtype):
                 wanted = getattr(ops, f"{name}_reference")(*arguments, **options)
                 compare(getattr(ops, name), arguments, options, wanted, dtype)
+                if path is None:
+                    with _lib.naive():
+                        compare(getattr(ops, name), arguments, options, wanted, dtype)
+                    continue
                 for seed in ("0", "9"):
                     os.environ["VDA_SHIM_SEED"] = seed
                     with _lib.routed_to(module):
                         compare(getattr(ops, name), arguments, options, wanted, dtype)
     for deterministic in (False, True):
         torch.use_deterministic_algorithms(deterministic)
-        for route in (False, True):
-            gradients(ops, _lib, module if route else None)
+        gradients(ops, _lib, None)
+        if path is None:
+            with _lib.naive():
+                gradients(ops, _lib, None)
+        else:
+            gradients(ops, _lib, module)
     print("every op checked")
 
 
