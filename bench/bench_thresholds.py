@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,7 +15,7 @@ from vda.ops import ClassThresholds, class_thresholds
 K, FRAMES = 15, 8
 # Half of a class is selected. With the paper's numbers most classes' threshold would be a confidence of 1, which any
 # selection finds.
-NUMBERS = {"alpha": 0.5, "beta": 0.9, "gamma": 0.0}
+NUMBERS: dict[str, Any] = {"alpha": 0.5, "beta": 0.9, "gamma": 0.0}
 
 
 def streamed(confidence: Tensor, label: Tensor, theta: Tensor) -> Tensor:

@@ -53,7 +53,8 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Mod
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what does not exist on this device; time with CUDA events on a GPU."""
     device = config.stash[CEILINGS].device.type
-    kept, left_out = [], []
+    kept: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
     for item in items:
         if not item.path.match("bench_*.py"):
             kept.append(item)
