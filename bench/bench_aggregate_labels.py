@@ -23,7 +23,7 @@ ROWS = {
     "ours": call(aggregate_labels, alpha=inputs.ALPHA, squared=True),
     "naive": naive(call(aggregate_labels, alpha=inputs.ALPHA, squared=True)),
     "torch": call(compositions.aggregate_labels, alpha=inputs.ALPHA),
-    "torch, neighbours cached": cached,
+    "torch, cached": cached,
     "torch.compile": compiled(compositions.aggregate_labels, alpha=inputs.ALPHA),
 }
 J = 2
