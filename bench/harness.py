@@ -170,7 +170,8 @@ class Bench:
     def _measure(self, call: Call, ours: Call, first: float) -> None:
         slow = first > SLOW  # then the first call has warmed up enough
         estimate = first if slow else min(timing.once(call, self.device)[1] for _ in range(3))
-        rounds = max(self._min_rounds, min(MAX_ROUNDS, int(self._max_time / estimate)))
+        least = self._min_rounds if self._min_rounds * estimate < 10 * self._max_time else min(3, self._min_rounds)
+        rounds = max(least, min(MAX_ROUNDS, int(self._max_time / estimate)))
         beside: list[float] = []
 
         def cpu_setup() -> None:

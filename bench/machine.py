@@ -47,7 +47,12 @@ def line(machine: dict[str, Any]) -> str:
             f"driver {gpu['driver']}, CUDA {gpu['cuda']}, {when}."
         )
     load = "" if machine["load"] is None else f", load {machine['load']} before the run"
-    return f"{machine['cpu']}, {machine['threads']} threads{load}; {when}."
+    return f"{machine['cpu']}, {threads(machine['threads'])}{load}; {when}."
+
+
+def threads(count: int) -> str:
+    """In words."""
+    return f"{count} thread" + "s" * (count != 1)
 
 
 def cpu() -> str:
