@@ -12,7 +12,7 @@ from vda.ops import Predictions, apply_thresholds, consensus, warp
 
 MODES = ("strict", "fill_in")
 K = 15
-SHARE = 1e-3  # a position halfway between two pixels may round to either
+SHARE = 1e-4  # a position halfway between two pixels may round to either
 
 
 def of_predictions(

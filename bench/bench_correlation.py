@@ -47,8 +47,8 @@ DTYPES = [torch.float32, pytest.param(torch.float16, marks=pytest.mark.gpu_only)
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """Sums of 256 (forward, mean) or 441 (backward, over 256) products of standard normal numbers."""
-    return 1e-5 if dtype == torch.float32 else 1e-2
+    """Of values about 0.06 (forward) and 0.08 (backward); other 16-bit rows round in between."""
+    return 1e-5 if dtype == torch.float32 else 2e-3
 
 
 @pytest.mark.parametrize("row", ROWS)
