@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
     given, others = parser.parse_known_args(arguments)
     if given.show is not None:
         return _show(given.show, given.markdown)
-    passed = [str(Path(__file__).parent), "--benchmark-quiet"]
+    passed = [str(Path(__file__).parent), "--benchmark-quiet", "--show-capture=no"]
     passed += ["--benchmark-disable"] if given.check or given.list else ["--benchmark-only"]
     for name in ("device", "threads", "json", "markdown"):
         if (value := getattr(given, name)) is not None:

@@ -24,6 +24,4 @@ def test_aggregate(bench: Bench, row: str) -> None:
     bench.case("aggregate", f"K={K} J={J} {H}×{W}", work.aggregate(K, J, H, W))
     flows, frame, near = inputs.scene(H, W, J)
     probs = torch.stack([compositions.probabilities(x[None], H, W) for x in inputs.logits(K, H, W, count=J + 1)], 1)
-    bench.time(
-        ROWS, probs[:, 0], probs[:, 1:], flows, frame, near, atol=5e-4, share=1e-4
-    )  # some pixels pass the occlusion test or not
+    bench.time(ROWS, probs[:, 0], probs[:, 1:], flows, frame, near, atol=5e-4, share=1e-4)

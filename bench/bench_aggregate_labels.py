@@ -38,6 +38,5 @@ def test_aggregate_labels(bench: Bench, shape: tuple[int, int, int], row: str) -
     h, w = logits.shape[-2:]
     bench.case("aggregate_labels", f"K={K} J={J} {H}×{W}", work.aggregate_labels(K, J, h, w, H, W))
     flows, frame, near = inputs.scene(H, W, J)
-    bench.time(
-        ROWS, logits[:1], logits[None, 1:], flows, frame, near, atol=1e-3, share=1e-3
-    )  # two classes may be equal, nearly
+    # Where two classes are about equal, either may be the label.
+    bench.time(ROWS, logits[:1], logits[None, 1:], flows, frame, near, atol=1e-3, share=1e-3)

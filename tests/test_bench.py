@@ -54,9 +54,9 @@ def test_a_wrong_result_is_noticed() -> None:
     assert "100 %" in harness.disagreement(x, x + 2e-4, atol=1e-4, share=0)
     assert "ours [100]" in harness.disagreement(x[:50], x, atol=1, share=1)
     assert harness.disagreement(x * torch.nan, x, atol=1, share=0.5)
-    label = torch.zeros(1000, dtype=torch.uint8)
+    label = torch.zeros(10000, dtype=torch.uint8)
     other = label.clone()
-    other[:2] = 1
+    other[:20] = 1
     assert not harness.disagreement(other, label, atol=9, share=0.002)
     assert "0.2 %" in harness.disagreement(other, label, atol=9, share=0.001)
     assert "0.2 %" in harness.disagreement((label, other), (label, label), atol=9, share=0)
