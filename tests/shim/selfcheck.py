@@ -7,10 +7,11 @@ selfcheck.py <selftest> shared      a read beyond shared memory, likewise
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,35 +21,55 @@ if TYPE_CHECKING:  # imported where it is used: the faults need no torch, which 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from shim import build
 
+Way = Callable[[], contextlib.AbstractContextManager[None]]  # enters what decides which kernels run
 SIZES = ((7, 37), (6, 40))  # odd, and a part of a warp left over; rows that fit every access of 16 bytes
 
 
-def check_ops(path: Path) -> None:
+def check_ops(path: Path | None) -> None:
+    """Every op against its reference: from the module at path, or (None) the installed one on the GPU."""
     import torch
 
     torch.manual_seed(0)
-    sys.modules["vda._C"] = module = build.load(path, "vda._C")
-    from vda import ops
-    from vda.ops import _lib
-
+    if path is None:
+        torch.set_default_device("cuda")
+    else:
+        sys.modules["vda._C"] = build.load(path, "vda._C")
+    ways = ways_of(path)
     for H, W in SIZES:
-        check_size(module, H, W)
+        check_size(ways, H, W)
         for deterministic in (False, True):
             torch.use_deterministic_algorithms(deterministic)
-            for route in (False, True):
-                gradients(ops, _lib, module if route else None, H, W)
+            for way in ways:
+                gradients(way, H, W)
         torch.use_deterministic_algorithms(False)
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
-        correlation_gradients(ops, _lib, module, dtype)
+        for way in ways:
+            correlation_gradients(way, dtype)
     print("every op checked")
 
 
-def check_size(module: Any, H: int, W: int) -> None:
+def ways_of(path: Path | None) -> list[Way]:
+    """The kernels to check: those of the CPU, and the optimised and the readable ones of CUDA."""
+    from vda.ops import _lib
+
+    if path is None:
+        return [contextlib.nullcontext, _lib.naive]
+
+    @contextlib.contextmanager
+    def shim(seed: str, kernels: Way = contextlib.nullcontext) -> Iterator[None]:
+        os.environ["VDA_SHIM_SEED"] = seed
+        with _lib.routed_to(sys.modules["vda._C"]), kernels():
+            yield
+
+    # Each seed is another order of the threads.
+    return [contextlib.nullcontext, lambda: shim("0"), lambda: shim("9"), lambda: shim("0", _lib.naive)]
+
+
+def check_size(ways: Sequence[Way], H: int, W: int) -> None:
     import torch
     from conftest import hostile_flow, layouts, smooth_flow
 
     from vda import ops
-    from vda.ops import _lib
 
     def image(channels: int, dtype: torch.dtype) -> torch.Tensor:
         return torch.rand(2, channels, H, W).to(dtype)
@@ -118,13 +139,9 @@ def check_size(module: Any, H: int, W: int) -> None:
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             for *arguments, options in case(dtype):
                 wanted = getattr(ops, f"{name}_reference")(*arguments, **options)
-                compare(getattr(ops, name), arguments, options, wanted, dtype)
-                for seed in ("0", "9"):
-                    os.environ["VDA_SHIM_SEED"] = seed
-                    with _lib.routed_to(module):
+                for way in ways:
+                    with way():
                         compare(getattr(ops, name), arguments, options, wanted, dtype)
-                with _lib.routed_to(module), _lib.naive():
-                    compare(getattr(ops, name), arguments, options, wanted, dtype)
 
 
 def compare(op: Any, arguments: Any, options: Any, wanted: Any, dtype: torch.dtype) -> None:
@@ -142,9 +159,11 @@ def compare(op: Any, arguments: Any, options: Any, wanted: Any, dtype: torch.dty
         torch.testing.assert_close(mine, reference, atol=tolerance, rtol=tolerance, equal_nan=True)
 
 
-def correlation_gradients(ops: Any, lib: Any, module: Any, dtype: torch.dtype) -> None:
+def correlation_gradients(way: Way, dtype: torch.dtype) -> None:
     """On tensor cores, fp32 as TF32: an odd size from planes, an even one channels-last, two tiles along x."""
     import torch
+
+    from vda import ops
 
     torch.backends.cuda.matmul.fp32_precision = "tf32"
     for width, layout in ((37, torch.contiguous_format), (34, torch.channels_last)):
@@ -152,7 +171,7 @@ def correlation_gradients(ops: Any, lib: Any, module: Any, dtype: torch.dtype) -
         results = []
         for op in (ops.correlation, ops.correlation_reference):
             a, b = (f.clone().requires_grad_() for f in maps)
-            with lib.routed_to(module):
+            with way():
                 out = op(a, b, max_displacement=4)
                 out.sum().backward()
             results.append((out, a.grad, b.grad))
@@ -161,27 +180,22 @@ def correlation_gradients(ops: Any, lib: Any, module: Any, dtype: torch.dtype) -
     torch.backends.cuda.matmul.fp32_precision = "ieee"
 
 
-def gradients(ops: Any, lib: Any, module: Any, H: int, W: int) -> None:
+def gradients(way: Way, H: int, W: int) -> None:
     """Every backward kernel, in fp32 and fp64."""
     import torch
+
+    from vda import ops
 
     for dtype in (torch.float32, torch.float64):
         a = torch.rand(2, 5, H, W, dtype=dtype, requires_grad=True)
         b = torch.rand(2, 5, H, W, dtype=dtype, requires_grad=True)
         flow = (torch.randn(2, 2, H, W, dtype=dtype) * 9).requires_grad_()
-
-        def run(a: torch.Tensor = a, b: torch.Tensor = b, flow: torch.Tensor = flow) -> None:
+        with way():
             for padding in ("zeros", "border"):
                 ops.warp(a, flow, padding=padding).square().sum().backward()
                 ops.warp(a.detach(), flow, padding=padding).square().sum().backward()
             ops.warp(a, flow, mode="nearest").sum().backward()
             ops.correlation(a, b, max_displacement=4).square().sum().backward()
-
-        if module is None:
-            run()
-        else:
-            with lib.routed_to(module):
-                run()
         for x in (a, b, flow):
             assert x.grad is not None
             assert x.grad.isfinite().all()
