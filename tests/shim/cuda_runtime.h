@@ -48,8 +48,8 @@ enum cudaDeviceAttr {
     cudaDevAttrMaxSharedMemoryPerBlockOptin,
 };
 namespace shim {
-// Of a GPU with the compute capability VDA_SHIM_CAPABILITY=<10 major + minor> (unset: 90). Two multiprocessors:
-// enough for a persistent grid to have a second block, few enough for a second step of each.
+// Of a GPU with the compute capability VDA_SHIM_CAPABILITY=<10 major + minor> (unset: 90). Two
+// multiprocessors: enough for a persistent grid to have a second block, few enough for a second step of each.
 int attribute(cudaDeviceAttr which);
 }  // namespace shim
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
