@@ -168,20 +168,14 @@ class Bench:
             self.benchmark.pedantic(call)
         else:
             self._ceilings.sample()
-            self._measure(call, ours, first)
+            self._measure(call, first)
 
-    def _measure(self, call: Call, ours: Call, first: float) -> None:
+    def _measure(self, call: Call, first: float) -> None:
         slow = first > SLOW  # then the first call has warmed up enough
         estimate = first if slow else min(timing.once(call, self.device)[1] for _ in range(3))
         least = self._min_rounds if self._min_rounds * estimate < 10 * self._max_time else min(3, self._min_rounds)
         rounds = max(least, min(MAX_ROUNDS, int(self._max_time / estimate)))
-        beside: list[float] = []
-
-        def cpu_setup() -> None:
-            if self.row != "ours":
-                beside.append(timing.once(ours, self.device)[1])
-
-        setup = timing.cold_l2(self.device) if self.device.type == "cuda" else cpu_setup
+        setup = timing.cold_l2(self.device) if self.device.type == "cuda" else None
         self.benchmark.pedantic(call, setup=setup, rounds=rounds, warmup_rounds=0 if slow else 1)
         if self.benchmark.stats is None:  # --benchmark-disable
             return
@@ -190,4 +184,3 @@ class Bench:
         record.median, record.best, record.rounds = median(times), min(times), len(times)
         low, _, high = quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
         record.spread = (high - low) / record.median
-        record.ours = median(beside[-rounds:]) if beside else None

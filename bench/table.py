@@ -33,7 +33,6 @@ class Row:
     best: float | None = None
     spread: float | None = None  # interquartile range over median
     rounds: int = 0
-    ours: float | None = None  # median of ours, taken in turn with the rounds of this row (CPU)
     bound: str = ""  # the ceiling that applies: a gemm or copy
     fraction: float | None = None  # of that ceiling
     times_torch: float | None = None
@@ -54,7 +53,7 @@ class Results:
 
     def finish(self) -> None:
         """Fill in what needs all rows: fractions of the best ceilings, ratios to the composition."""
-        by_case = {row.case: row for row in self.rows if row.row == "torch" and row.median is not None}
+        by_case = {row.case: row.median for row in self.rows if row.row == "torch" and row.median is not None}
         for row in self.rows:
             if row.median is None:
                 continue
@@ -64,8 +63,8 @@ class Results:
                     least[row.gemm] = row.gflop * 1e9 / self.ceilings[row.gemm]
                 row.bound = max(least, key=least.__getitem__)
                 row.fraction = least[row.bound] / row.median
-            if (torch_row := by_case.get(row.case)) is not None:
-                row.times_torch = _ratio(torch_row, row)
+            if (composition := by_case.get(row.case)) is not None:
+                row.times_torch = composition / row.median
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` writes."""
@@ -76,16 +75,6 @@ class Results:
         """The reverse; takes bench/gpu.py's file too."""
         data = data.get("bench", data)
         return Results(data["machine"], data["ceilings"], [Row(**row) for row in data["rows"]])
-
-
-def _ratio(torch_row: Row, row: Row) -> float:
-    """How many times faster than the composition. Both were timed in turn with ours, so that a busy machine cancels."""
-    assert torch_row.median is not None
-    assert row.median is not None
-    if torch_row.ours is None:  # GPU: nobody else is on it
-        return torch_row.median / row.median
-    own = 1.0 if row.ours is None else row.median / row.ours
-    return torch_row.median / torch_row.ours / own
 
 
 def markdown(results: Results) -> str:

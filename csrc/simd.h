@@ -13,6 +13,7 @@ struct Lanes {
 constexpr int kLanes = kBytes / 4;
 using Floats = Lanes<float>::vector;
 using Ints = Lanes<int32_t>::vector;
+using Words = Lanes<uint32_t>::vector;
 typedef uint16_t Shorts __attribute__((vector_size(kBytes / 2)));
 typedef uint8_t Chars __attribute__((vector_size(kBytes / 4)));
 
@@ -35,6 +36,10 @@ VDA_INLINE Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
 VDA_INLINE Ints clamped(Ints x, int low, int high) {
     x = x < low ? splat(low) : x;
     return x > high ? splat(high) : x;
+}
+// Whether 0 <= x < limit, in one comparison.
+VDA_INLINE Ints below(Ints x, int limit) {
+    return reinterpret<Ints>(reinterpret<Words>(x) < Words{} + uint32_t(limit));
 }
 VDA_INLINE Floats to_floats(Ints x) { return __builtin_convertvector(x, Floats); }
 VDA_INLINE Ints truncated(Floats x) { return __builtin_convertvector(x, Ints); }  // of what an int can hold

@@ -7,6 +7,9 @@ struct StripPosition {
     Floats x, y;  // may be anything, NaN included
 };
 
+// Asks for what the next row will read here: a row is about a page, where the processor's own foresight ends.
+VDA_INLINE void foresee(const float* from, int64_t stride_y) { __builtin_prefetch(from + stride_y); }
+
 template <typename T>
 VDA_INLINE void convert_flow(const FlowView& flow, int64_t i, float* uv) {
     const T* from = static_cast<const T*>(flow.data) + i;
@@ -41,6 +44,9 @@ VDA_INLINE StripPosition strip_position(const FlowView& flow, int64_t b, int y, 
         convert_flow(flow, i, converted);
         u = converted;
         v = converted + kLanes;
+    } else {
+        foresee(u, flow.stride[2]);
+        foresee(v, flow.stride[2]);
     }
     return {to_floats(iota(x0)) + load_lanes(u), splat(float(y)) + load_lanes(v)};
 }
@@ -125,12 +131,11 @@ VDA_INLINE auto read_nearest(const T* plane, int64_t stride_y, int64_t stride_x,
     int row = at.row[0];
     row -= any(at.row < row);
     const int next = row + 1 < height ? row + 1 : row;
-    const Ints fits =
-        (at.column >= column) & (at.column < column + 2 * kLanes) & (at.row >= row) & (at.row <= next);
-    if (all(fits) && width >= 2 * kLanes && stride_x == 1) {
+    const Ints index = at.column - column;
+    if (all(below(index, 2 * kLanes) & below(at.row - row, next - row + 1)) && width >= 2 * kLanes &&
+        stride_x == 1) {
         const T* upper = plane + row * stride_y + column;
         const T* lower = plane + next * stride_y + column;
-        const Ints index = at.column - column;
         const auto first = permuted(wide(upper), wide(upper + kLanes), index);
         const auto second = permuted(wide(lower), wide(lower + kLanes), index);
         return at.row == row ? first : second;
@@ -279,6 +284,7 @@ VDA_INLINE StripSighting strip_sighting(const Neighbourhood& p, float limit, int
     const float* other = nth<float>(p.neighbour_frames, j, b);
     Floats error{};
     for (int c = 0; c < p.channels; ++c) {
+        foresee(frame + c * p.frame.stride[1], p.frame.stride[2]);
         const Floats difference = load_lanes(frame + c * p.frame.stride[1], p.frame.stride[3]) -
                                   sample(other + c * stride[1], stride[2], stride[3], taps);
         error += difference * difference;
