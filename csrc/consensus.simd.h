@@ -31,8 +31,6 @@ void consensus_strips(const ConsensusParams& given, int64_t b, int y, const Bars
         const auto from = strip_nearest(strip_position(p.flow, b, y, x0), p.height, p.width, Padding::zeros);
         Ints warped =
             read_nearest(reference, p.reference.stride[1], p.reference.stride[2], from, p.height, p.width);
-        __builtin_prefetch(label + x0 + p.label.stride[1]);
-        __builtin_prefetch(reference + (from.row[0]+2) * p.reference.stride[1] + from.column[0]);
         Ints own = load_bytes(label + x0 * p.label.stride[2], p.label.stride[2]);
         if constexpr (!kFinal) {
             own = kept(own, load_lanes(confidence + x0 * p.confidence.stride[2], p.confidence.stride[2]),
