@@ -20,7 +20,7 @@ format:
 	clang-format -i $(SOURCES)
 
 bench:
-	pytest bench
+	python -m bench
 
 demo:
 	python train.py

@@ -76,7 +76,7 @@ class CMakeBuild(build_ext):
         build = Path(self.build_temp).resolve() / "cmake"
         build.mkdir(parents=True, exist_ok=True)
         configure = [
-            "cmake", "-S", ROOT / "csrc", "-B", build, "-G", "Ninja", "--fresh",
+            "cmake", "-S", ROOT / "csrc", "-B", build, "-G", "Ninja",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DVDA_VERSION={self.distribution.get_version()}",
@@ -86,7 +86,13 @@ class CMakeBuild(build_ext):
         if nvcc:
             print(f"vda: CUDA kernels for {archs} with {nvcc}", file=sys.stderr)
             configure.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")
-        subprocess.run(configure, check=True)
+        # What was compiled before is good as long as it was configured alike; else CMake would mix old and new.
+        how = repr([*map(str, configure), shutil.which("ninja"), os.environ.get("CXX"), os.environ.get("CXXFLAGS")])
+        before = build / "configured"
+        same = before.exists() and before.read_text() == how
+        before.unlink(missing_ok=True)
+        subprocess.run(configure if same else [*configure, "--fresh"], check=True)
+        before.write_text(how)
         subprocess.run(["cmake", "--build", build], check=True)
 
 

@@ -1,67 +1,67 @@
-"""warp and warp_occlusion: 19 class probabilities and RGB, smooth flow of a few pixels."""
+"""warp of RGB and of 19 class probabilities, its gradients, and warp_occlusion; flow as in driving video."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
-import torch.nn.functional as F
-from conftest import Case
 from torch import Tensor
 
-from vda.ops import warp, warp_occlusion, warp_occlusion_reference, warp_reference
+from bench import compositions, inputs, peers, work
+from bench.harness import Bench, backward, call, compiled, naive
+from vda.ops import warp, warp_occlusion
+
+ROWS = {
+    "ours": call(warp),
+    "naive": naive(call(warp)),
+    "torch": call(compositions.warp),
+    "torch.compile": compiled(compositions.warp),
+    "kornia": peers.kornia_remap,
+    "cv2.remap": peers.cv2_remap,
+}
+BACKWARD = {
+    "ours": backward(warp),
+    "naive": naive(backward(warp)),
+    "torch": backward(compositions.warp),
+    "torch.compile": compiled(compositions.warp, wrap=backward),
+}
+OCCLUSION = {
+    "ours": call(warp_occlusion, alpha=inputs.ALPHA, squared=True),
+    "naive": naive(call(warp_occlusion, alpha=inputs.ALPHA, squared=True)),
+    "torch": call(compositions.warp_occlusion, alpha=inputs.ALPHA),
+    "torch.compile": compiled(compositions.warp_occlusion, alpha=inputs.ALPHA),
+}
+# grid_sample's positions are normalised and back: off by 1e-4 px, which at an integer changes the pair of neighbours.
+ATOL, SHARE = 5e-4, 1e-4
 
 
-def smooth_flow(case: Case) -> Tensor:
-    """Flow that neighbours share, as real flow does: 8 x 8 vectors of some 10 px, interpolated."""
-    coarse = 10 * torch.randn(1, 2, 8, 8)
-    return F.interpolate(coarse, (case.H, case.W), mode="bilinear").to(case.device)
+def image(channels: int, H: int, W: int) -> Tensor:
+    """[1, channels, H, W]: a frame, or class probabilities."""
+    if channels == 3:
+        return inputs.scene(H, W, 1)[1]
+    return compositions.probabilities(inputs.logits(channels, H, W), H, W)
 
 
-def through_grid_sample(image: Tensor, flow: Tensor) -> Tensor:
-    """What people write today: build a grid, call torch's sampler."""
-    H, W = image.shape[-2:]
-    x = torch.arange(W, device=flow.device) + flow[:, 0]
-    y = torch.arange(H, device=flow.device)[:, None] + flow[:, 1]
-    grid = torch.stack([2 * x / (W - 1) - 1, 2 * y / (H - 1) - 1], -1).to(image.dtype)
-    return F.grid_sample(image, grid, align_corners=True)
-
-
+@pytest.mark.parametrize("row", ROWS)
 @pytest.mark.parametrize("channels", [3, 19])
-@pytest.mark.parametrize(
-    "function",
-    [
-        pytest.param(warp, id="ours"),
-        pytest.param(warp_reference, id="reference"),
-        pytest.param(through_grid_sample, id="grid_sample"),
-    ],
-)
-def test_warp(case: Case, function: Callable[..., Tensor], channels: int) -> None:
-    image, flow = torch.rand(1, channels, case.H, case.W, device=case.device), smooth_flow(case)
-    pixels = case.H * case.W
-    case.time(lambda: function(image, flow), nbytes=pixels * (8 + 8 * channels), flop=pixels * 8 * channels)
+def test_warp(bench: Bench, channels: int, row: str) -> None:
+    if row == "cv2.remap" and channels > 4:
+        pytest.skip("cv2.remap takes at most 4 channels")
+    H, W = bench.frame
+    bench.case("warp", f"{channels}×{H}×{W}", work.warp(channels, H, W))
+    bench.time(ROWS, image(channels, H, W), inputs.flow(H, W), atol=ATOL, share=SHARE)
 
 
-@pytest.mark.parametrize("function", [pytest.param(warp, id="ours"), pytest.param(warp_reference, id="reference")])
-def test_warp_backward(case: Case, function: Callable[..., Tensor]) -> None:
-    """Forward and backward, gradients of image and flow, 3 channels."""
-    image = torch.rand(1, 3, case.H, case.W, device=case.device, requires_grad=True)
-    flow = smooth_flow(case).requires_grad_()
-    weight = torch.rand_like(image)
-    pixels = case.H * case.W
-    case.time(
-        lambda: torch.autograd.grad(function(image, flow), (image, flow), weight),
-        nbytes=pixels * (8 + 24 + 12 + 12 + 8 + 12 + 8),
-    )
+@pytest.mark.parametrize("row", BACKWARD)
+def test_warp_backward(bench: Bench, row: str) -> None:
+    """Gradients of image and flow, without the forward pass."""
+    H, W = bench.frame
+    bench.case("warp backward", f"3×{H}×{W}", work.warp_backward(3, H, W))
+    bench.time(BACKWARD, image(3, H, W), inputs.flow(H, W), torch.rand(1, 3, H, W), atol=ATOL, share=SHARE)
 
 
-@pytest.mark.parametrize(
-    "function",
-    [pytest.param(warp_occlusion, id="ours"), pytest.param(warp_occlusion_reference, id="reference")],
-)
-def test_warp_occlusion(case: Case, function: Callable[..., tuple[Tensor, Tensor]]) -> None:
-    frame, neighbour = torch.rand(2, 1, 3, case.H, case.W, device=case.device)
-    flow = smooth_flow(case)
-    pixels = case.H * case.W
-    case.time(lambda: function(frame, neighbour, flow, alpha=1.0), nbytes=pixels * (8 + 3 * 12 + 1))
+@pytest.mark.parametrize("row", OCCLUSION)
+def test_warp_occlusion(bench: Bench, row: str) -> None:
+    H, W = bench.frame
+    bench.case("warp_occlusion", f"3×{H}×{W}", work.warp_occlusion(3, H, W))
+    flows, frame, near = inputs.scene(H, W, 1)
+    bench.time(OCCLUSION, frame, near[:, 0], flows[:, 0], atol=ATOL, share=SHARE)

@@ -22,6 +22,7 @@ struct AggregateParams {
 
 int aggregate_cpu(const AggregateParams& p, int threads);
 int aggregate_cuda(const AggregateParams& p, void* stream);
+int aggregate_naive_cuda(const AggregateParams& p, void* stream);
 
 // One pixel of the result. Sums of kClasses classes are held at once; with more classes than that the
 // occlusion test is taken again for each block of them.

@@ -23,24 +23,23 @@ VDA_INLINE Columns columns_of(const Axis& axis, int x0) {
     return {low - first, high - first, share, first, window};
 }
 
-// exp(x) for x <= 0 within 2 ulp, exp(-87) for everything below; NaN stays NaN.
-VDA_INLINE Floats exponential(Floats x) {
-    x = x < -87.0f ? splat(-87.0f) : x;
-    const Floats n = rounded(x * 1.44269504f);
-    const Floats r =
-        (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts: n times the first is exact
-    Floats p = 1.9875691500e-4f * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = (p * r) * r + r + 1.0f;
-    return p * reinterpret<Floats>((truncated(n) + 127) << 23);
+// 2^x for x <= 0 within 2e-7 of it, 2^-126 for everything below; NaN stays NaN.
+VDA_INLINE Floats power_of_two(Floats x) {
+    constexpr float kMagic = 12582912.0f + 127.0f;  // see rounded(); the sum ends in the bits of n + 127
+    x = larger(splat(-126.0f), x);
+    const Floats sum = x + kMagic, r = x - (sum - kMagic);
+    Floats p = 1.326472731e-3f * r + 9.671512991e-3f;  // minimax on [-1/2, 1/2], 1 at 0
+    p = p * r + 5.550733581e-2f;
+    p = p * r + 2.402224243e-1f;
+    p = p * r + 6.931470037e-1f;
+    p = p * r + 1.0f;
+    return p * reinterpret<Floats>(reinterpret<Ints>(sum) << 23);
 }
 
-// lines [K, width]: the logits of one full-resolution row, upsampled along y only.
-VDA_INLINE void softmax_strip(const float* lines, int64_t width, int classes, const Columns& at,
-                              Floats* probs) {
+// lines [K, width]: the logits of one full-resolution row, upsampled along y only, times log2(e). The
+// probabilities go to `to`, those of a class `step` elements after the class before; work [K] is overwritten.
+VDA_INLINE void softmax_strip(const float* lines, int64_t width, int classes, const Columns& at, Floats* work,
+                              float* to, int64_t step) {
     Floats most = splat(-INFINITY);
     for (int k = 0; k < classes; ++k, lines += width) {
         Floats low, high;
@@ -52,21 +51,22 @@ VDA_INLINE void softmax_strip(const float* lines, int64_t width, int classes, co
             low = gathered(lines, Ints{}, at.low, 0, 1);
             high = gathered(lines, Ints{}, at.high, 0, 1);
         }
-        probs[k] = at.share > 0.0f ? (1.0f - at.share) * low + at.share * high : low;  // see mixed()
-        most = larger(most, probs[k]);
+        work[k] = at.share > 0.0f ? (1.0f - at.share) * low + at.share * high : low;  // see mixed()
+        most = larger(most, work[k]);
     }
     Floats sum{};
     for (int k = 0; k < classes; ++k) {
-        probs[k] = exponential(probs[k] - most);
-        sum += probs[k];
+        work[k] = power_of_two(work[k] - most);
+        sum += work[k];
     }
     const Floats factor = 1.0f / sum;
-    for (int k = 0; k < classes; ++k) probs[k] *= factor;
+    for (int k = 0; k < classes; ++k) store_lanes(to + k * step, work[k] * factor);
 }
 
-// Fills lines for row y, source columns [begin, end); logits [K, h, w] contiguous.
+// Fills lines for row y, source columns [begin, end), times log2(e); logits [K, h, w] contiguous.
 VDA_INLINE void upsample_rows(const AggregateLabelsParams& p, const float* logits, const Between& y,
                               int begin, int end, float* lines, int64_t width) {
+    constexpr float kLog2e = 1.44269504f;
     const int w = p.logit_width;
     const int64_t plane = int64_t(p.logit_height) * w;
     for (int k = 0; k < p.classes; ++k, lines += width) {
@@ -76,9 +76,10 @@ VDA_INLINE void upsample_rows(const AggregateLabelsParams& p, const float* logit
         for (; x < end && w >= kLanes; x += kLanes) {
             const int from = x < w - kLanes ? x : w - kLanes;
             const Floats low = load_lanes(top + from), high = load_lanes(bottom + from);
-            store_lanes(lines + from, y.share > 0.0f ? (1.0f - y.share) * low + y.share * high : low);
+            store_lanes(lines + from,
+                        kLog2e * (y.share > 0.0f ? (1.0f - y.share) * low + y.share * high : low));
         }
-        for (; x < end; ++x) lines[x] = mixed(top[x], bottom[x], y.share);
+        for (; x < end; ++x) lines[x] = kLog2e * mixed(top[x], bottom[x], y.share);
     }
 }
 
@@ -125,14 +126,12 @@ VDA_INLINE void fill(const AggregateLabelsParams& p, const float* logits, const 
     const int64_t width = line_width(p);
     const int begin = between(axis_x, box.column).low,
               end = between(axis_x, box.column + box.columns - 1).high + 1;
-    Floats strip[256];
+    Floats work[256];
     for (int r = 0; r < box.rows; ++r) {
         upsample_rows(p, logits, between(axis_y, box.row + r), begin, end, scratch.lines, width);
         for (int c = 0; c < box.columns; c += kLanes) {
-            softmax_strip(scratch.lines, width, p.classes, columns_of(axis_x, box.column + c), strip);
-            float* to = probs + int64_t(r) * box.columns + c;
-            for (int k = 0; k < p.classes; ++k)
-                store_lanes(to + int64_t(k) * box.rows * box.columns, strip[k]);
+            softmax_strip(scratch.lines, width, p.classes, columns_of(axis_x, box.column + c), work,
+                          probs + int64_t(r) * box.columns + c, int64_t(box.rows) * box.columns);
         }
     }
 }
@@ -152,10 +151,10 @@ VDA_INLINE void add_box(const AggregateLabelsParams& p, const Tile& tile, int j,
             sum[k] += visible ? value : Floats{};
         }
     };
-    if (taps.window.flat && taps.all_read) {  // nearly always: without the tests inside the loop
+    if (taps.window.flat && taps.complete) {  // nearly always: without the tests inside the loop
         StripTaps common = taps;
         common.window.rows = 2;
-        common.window.flat = common.all_read = true;
+        common.window.flat = common.complete = true;
         add_all(common);
     } else {
         add_all(taps);
@@ -213,7 +212,8 @@ void aggregate_labels_tile(const AggregateLabelsParams& p, const Tile& tile, con
     for_tile_strips(tile, W, [&](int y, int x, int i) VDA_INLINED {
         if (y != filled) upsample_rows(p, own, between(axis_y, y), begin, end, scratch.lines, width);
         filled = y;
-        softmax_strip(scratch.lines, width, p.classes, columns_of(axis_x, x), sum);
+        softmax_strip(scratch.lines, width, p.classes, columns_of(axis_x, x), sum,
+                      reinterpret_cast<float*>(sum), kLanes);
         Floats frames = splat(1.0f);
         for (int j = 0; j < p.near.neighbours; ++j) {
             Ints visible;

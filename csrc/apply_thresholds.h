@@ -19,6 +19,7 @@ struct ApplyThresholdsParams {
 
 int apply_thresholds_cpu(const ApplyThresholdsParams& p, int threads);
 int apply_thresholds_cuda(const ApplyThresholdsParams& p, void* stream);
+int apply_thresholds_naive_cuda(const ApplyThresholdsParams& p, void* stream);  // the readable kernel
 
 VDA_HD void apply_thresholds_pixel(const ApplyThresholdsParams& p, int64_t b, int y, int x) {
     p.out[(b * p.height + y) * p.width + x] =

@@ -19,9 +19,9 @@
 #include "warp.h"
 #if defined(VDA_WITH_CUDA)
 #include "device.h"
-#define VDA_CUDA(launcher) launcher
+#define VDA_CUDA(...) __VA_ARGS__  // the launcher, and the readable one where there are two
 #else
-#define VDA_CUDA(launcher) nullptr
+#define VDA_CUDA(...) nullptr
 #endif
 
 namespace py = pybind11;
@@ -192,14 +192,30 @@ void def(py::module_& m, const char* name, Launchers<Params> launchers, const Me
     });
 }
 
+// m.<name>_workspace(device, threads, **members): bytes that the workspace of such a call has to have.
+template <typename Params, typename Members>
+void def_workspace(py::module_& m, const std::string& name, int64_t (*cpu)(const Params&, int threads),
+                   int64_t (*cuda)(const Params&), const Members& members) {
+    m.def((name + "_workspace").c_str(),
+          [=](const std::string& device, int threads, const py::kwargs& given) -> int64_t {
+              Params p{};
+              Fields fields(given);
+              members(fields, p);
+              fields.done();
+              if (device == "cpu") return cpu(p, threads);
+              return device == "cuda" && cuda != nullptr ? cuda(p) : 0;  // the readable kernels need none
+          });
+}
+
 void neighbourhood(Fields& f, Neighbourhood& p) {
     f("flows", p.flows)("frame", p.frame)("neighbour_frames", p.neighbour_frames);
     f("neighbours", p.neighbours)("channels", p.channels)("height", p.height)("width", p.width);
     f("limit", p.limit);
 }
-void correlation_sizes(Fields& f, CorrelationParams& p) {
-    f("batch", p.batch)("channels", p.channels)("height", p.height)("width", p.width);
-    f("radius", p.radius)("stride", p.stride)("dtype", p.dtype)("scale", p.scale);
+void correlation_pair(Fields& f, CorrelationParams& p) {
+    f("f1", p.f1)("f2", p.f2)("workspace", p.workspace)("batch", p.batch)("channels", p.channels);
+    f("height", p.height)("width", p.width)("radius", p.radius)("stride", p.stride)("dtype", p.dtype);
+    f("scale", p.scale)("allow_tf32", p.allow_tf32);
 }
 
 }  // namespace
@@ -222,18 +238,21 @@ PYBIND11_MODULE(_C, m) {
 #endif
 
     // ---- warp ----
-    def<WarpParams>(m, "warp", {warp_cpu, VDA_CUDA(warp_cuda)}, [](Fields& f, WarpParams& p) {
-        f("image", p.image)("flow", p.flow)("out", p.out)("batch", p.batch)("channels", p.channels);
-        f("height", p.height)("width", p.width)("dtype", p.dtype)("padding", p.padding);
-    });
-    def<WarpNearestParams>(m, "warp_nearest", {warp_nearest_cpu, VDA_CUDA(warp_nearest_cuda)},
+    def<WarpParams>(
+        m, "warp", {warp_cpu, VDA_CUDA(warp_cuda, warp_naive_cuda)}, [](Fields& f, WarpParams& p) {
+            f("image", p.image)("flow", p.flow)("out", p.out)("batch", p.batch)("channels", p.channels);
+            f("height", p.height)("width", p.width)("dtype", p.dtype)("padding", p.padding);
+        });
+    def<WarpNearestParams>(m, "warp_nearest",
+                           {warp_nearest_cpu, VDA_CUDA(warp_nearest_cuda, warp_nearest_naive_cuda)},
                            [](Fields& f, WarpNearestParams& p) {
                                f("image", p.image)("flow", p.flow)("out", p.out)("batch", p.batch);
                                f("channels", p.channels)("height", p.height)("width", p.width);
                                f("element_size", p.element_size)("double_flow", p.double_flow);
                                f("fill", p.fill)("padding", p.padding);
                            });
-    def<WarpBackwardParams>(m, "warp_backward", {warp_backward_cpu, VDA_CUDA(warp_backward_cuda)},
+    def<WarpBackwardParams>(m, "warp_backward",
+                            {warp_backward_cpu, VDA_CUDA(warp_backward_cuda, warp_backward_naive_cuda)},
                             [](Fields& f, WarpBackwardParams& p) {
                                 f("grad_out", p.grad_out)("image", p.image)("flow", p.flow);
                                 f("grad_image", p.grad_image)("grad_flow", p.grad_flow);
@@ -241,7 +260,8 @@ PYBIND11_MODULE(_C, m) {
                                 f("channels", p.channels)("height", p.height)("width", p.width);
                                 f("dtype", p.dtype)("mode", p.mode)("padding", p.padding);
                             });
-    def<WarpOcclusionParams>(m, "warp_occlusion", {warp_occlusion_cpu, VDA_CUDA(warp_occlusion_cuda)},
+    def<WarpOcclusionParams>(m, "warp_occlusion",
+                             {warp_occlusion_cpu, VDA_CUDA(warp_occlusion_cuda, warp_occlusion_naive_cuda)},
                              [](Fields& f, WarpOcclusionParams& p) {
                                  f("frame", p.frame)("neighbour", p.neighbour)("flow", p.flow)("out", p.out);
                                  f("visible", p.visible)("batch", p.batch)("channels", p.channels);
@@ -249,57 +269,52 @@ PYBIND11_MODULE(_C, m) {
                              });
 
     // ---- correlation ----
-    // Bytes of workspace that a call needs.
-    m.def("correlation_workspace", [](bool backward, int threads, const py::kwargs& given) {
-        CorrelationParams p{};
-        Fields fields(given);
-        correlation_sizes(fields, p);
-        fields.done();
-        return backward ? correlation_backward_workspace(p, threads) : correlation_workspace(p);
-    });
-    def<CorrelationParams>(m, "correlation", {correlation_cpu, VDA_CUDA(correlation_cuda)},
-                           [](Fields& f, CorrelationParams& p) {
-                               f("f1", p.f1)("f2", p.f2)("out", p.out)("workspace", p.workspace);
-                               f("negative_slope", p.negative_slope);
-                               correlation_sizes(f, p);
-                           });
-    def<CorrelationParams>(m, "correlation_backward",
-                           {correlation_backward_cpu, VDA_CUDA(correlation_backward_cuda)},
-                           [](Fields& f, CorrelationParams& p) {
-                               f("f1", p.f1)("f2", p.f2)("grad_out", p.grad_out)("grad_f1", p.grad_f1);
-                               f("grad_f2", p.grad_f2)("workspace", p.workspace);
-                               correlation_sizes(f, p);
-                           });
+    const auto correlation = [](Fields& f, CorrelationParams& p) {
+        correlation_pair(f, p);
+        f("out", p.out)("negative_slope", p.negative_slope);
+    };
+    const auto correlation_backward = [](Fields& f, CorrelationParams& p) {
+        correlation_pair(f, p);
+        f("grad_out", p.grad_out)("grad_f1", p.grad_f1)("grad_f2", p.grad_f2);
+        f("channels_last", p.channels_last);
+    };
+    using Correlation = Launchers<CorrelationParams>;
+    def(m, "correlation",
+        Correlation{correlation_cpu, VDA_CUDA(correlation_cuda), VDA_CUDA(correlation_naive_cuda)},
+        correlation);
+    def(m, "correlation_backward",
+        Correlation{correlation_backward_cpu, VDA_CUDA(correlation_backward_cuda),
+                    VDA_CUDA(correlation_backward_naive_cuda)},
+        correlation_backward);
+    def_workspace<CorrelationParams>(m, "correlation", correlation_workspace,
+                                     VDA_CUDA(correlation_workspace_cuda), correlation);
+    def_workspace<CorrelationParams>(m, "correlation_backward", correlation_backward_workspace,
+                                     VDA_CUDA(correlation_backward_workspace_cuda), correlation_backward);
 
     // ---- aggregate ----
     def<AggregateParams>(
-        m, "aggregate", {aggregate_cpu, VDA_CUDA(aggregate_cuda)}, [](Fields& f, AggregateParams& p) {
+        m, "aggregate", {aggregate_cpu, VDA_CUDA(aggregate_cuda), VDA_CUDA(aggregate_naive_cuda)},
+        [](Fields& f, AggregateParams& p) {
             f("probs", p.probs)("neighbour_probs", p.neighbour_probs)("out", p.out)("batch", p.batch);
             f("classes", p.classes)("dtype", p.dtype);
             neighbourhood(f, p.near);
         });
 
     // ---- aggregate_labels ----
-    // Bytes of workspace that a call on the CPU needs.
-    m.def("aggregate_labels_workspace", [](int threads, const py::kwargs& given) {
-        AggregateLabelsParams p{};
-        Fields fields(given);
-        fields("batch", p.batch)("classes", p.classes)("neighbours", p.near.neighbours);
-        fields("height", p.near.height)("width", p.near.width)("logit_width", p.logit_width);
-        fields.done();
-        return aggregate_labels_workspace(p, threads);
-    });
-    def<AggregateLabelsParams>(
-        m, "aggregate_labels",
-        {aggregate_labels_cpu, VDA_CUDA(aggregate_labels_cuda), VDA_CUDA(aggregate_labels_naive_cuda)},
-        [](Fields& f, AggregateLabelsParams& p) {
-            f("logits", p.logits)("neighbour_logits", p.neighbour_logits)("weight", p.weight);
-            f("label", p.label)("confidence", p.confidence)("histogram", p.histogram);
-            f("workspace", p.workspace)("batch", p.batch)("classes", p.classes);
-            f("logit_height", p.logit_height)("logit_width", p.logit_width)("dtype", p.dtype);
-            f("align_corners", p.align_corners);
-            neighbourhood(f, p.near);
-        });
+    const auto aggregate_labels = [](Fields& f, AggregateLabelsParams& p) {
+        f("logits", p.logits)("neighbour_logits", p.neighbour_logits)("weight", p.weight);
+        f("label", p.label)("confidence", p.confidence)("histogram", p.histogram);
+        f("workspace", p.workspace)("batch", p.batch)("classes", p.classes);
+        f("logit_height", p.logit_height)("logit_width", p.logit_width)("dtype", p.dtype);
+        f("align_corners", p.align_corners);
+        neighbourhood(f, p.near);
+    };
+    def(m, "aggregate_labels",
+        Launchers<AggregateLabelsParams>{aggregate_labels_cpu, VDA_CUDA(aggregate_labels_cuda),
+                                         VDA_CUDA(aggregate_labels_naive_cuda)},
+        aggregate_labels);
+    def_workspace<AggregateLabelsParams>(m, "aggregate_labels", aggregate_labels_workspace, nullptr,
+                                         aggregate_labels);
 
     // ---- class_thresholds ----
     m.attr("half_bins") = kHalfBins;
@@ -313,21 +328,31 @@ PYBIND11_MODULE(_C, m) {
         f("beta", p.beta)("gamma", p.gamma)("rule", p.rule);
     };
     using Steps = Launchers<ThresholdsParams>;
-    def(m, "thresholds_count", Steps{thresholds_count_cpu, VDA_CUDA(thresholds_count_cuda)}, thresholds);
-    def(m, "thresholds_select", Steps{thresholds_select_cpu, VDA_CUDA(thresholds_select_cuda)}, thresholds);
-    def(m, "thresholds_refine", Steps{thresholds_refine_cpu, VDA_CUDA(thresholds_refine_cuda)}, thresholds);
-    def(m, "thresholds_update", Steps{thresholds_update_cpu, VDA_CUDA(thresholds_update_cuda)}, thresholds);
+    def(m, "thresholds_count",
+        Steps{thresholds_count_cpu, VDA_CUDA(thresholds_count_cuda, thresholds_count_naive_cuda)},
+        thresholds);
+    def(m, "thresholds_select",
+        Steps{thresholds_select_cpu, VDA_CUDA(thresholds_select_cuda, thresholds_select_naive_cuda)},
+        thresholds);
+    def(m, "thresholds_refine",
+        Steps{thresholds_refine_cpu, VDA_CUDA(thresholds_refine_cuda, thresholds_refine_naive_cuda)},
+        thresholds);
+    def(m, "thresholds_update",
+        Steps{thresholds_update_cpu, VDA_CUDA(thresholds_update_cuda, thresholds_update_naive_cuda)},
+        thresholds);
 
     // ---- apply_thresholds ----
-    def<ApplyThresholdsParams>(m, "apply_thresholds", {apply_thresholds_cpu, VDA_CUDA(apply_thresholds_cuda)},
-                               [](Fields& f, ApplyThresholdsParams& p) {
-                                   f("label", p.label)("confidence", p.confidence)("theta", p.theta);
-                                   f("out", p.out)("batch", p.batch)("height", p.height)("width", p.width);
-                                   f("classes", p.classes)("ignore", p.ignore)("inclusive", p.inclusive);
-                               });
+    def<ApplyThresholdsParams>(
+        m, "apply_thresholds",
+        {apply_thresholds_cpu, VDA_CUDA(apply_thresholds_cuda, apply_thresholds_naive_cuda)},
+        [](Fields& f, ApplyThresholdsParams& p) {
+            f("label", p.label)("confidence", p.confidence)("theta", p.theta);
+            f("out", p.out)("batch", p.batch)("height", p.height)("width", p.width);
+            f("classes", p.classes)("ignore", p.ignore)("inclusive", p.inclusive);
+        });
 
     // ---- consensus ----
-    def<ConsensusParams>(m, "consensus", {consensus_cpu, VDA_CUDA(consensus_cuda)},
+    def<ConsensusParams>(m, "consensus", {consensus_cpu, VDA_CUDA(consensus_cuda, consensus_naive_cuda)},
                          [](Fields& f, ConsensusParams& p) {
                              f("label", p.label)("reference", p.reference)("visible", p.visible);
                              f("flow", p.flow)("out", p.out)("batch", p.batch)("height", p.height);

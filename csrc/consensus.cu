@@ -1,5 +1,6 @@
-// CUDA kernel of consensus.h: one thread per pixel. 11 bytes per pixel with fp32 flow: label 1, reference 1,
-// flow 8, out 1; the reference is a gather, but neighbouring pixels point to neighbouring pixels.
+// CUDA kernel of consensus.h, the readable version: one thread per pixel. 11 bytes per pixel with fp32 flow:
+// label 1, reference 1, flow 8, out 1; the reference is a gather, but neighbouring pixels point to
+// neighbouring pixels.
 #include "common.cuh"
 #include "consensus.h"
 
@@ -12,7 +13,7 @@ __global__ void consensus_kernel(ConsensusParams p) {
 
 }  // namespace
 
-int consensus_cuda(const ConsensusParams& p, void* stream) {
+int consensus_naive_cuda(const ConsensusParams& p, void* stream) {
     if (p.batch == 0 || p.height == 0 || p.width == 0) return kOk;
     return launch(consensus_kernel, pixel_grid(p.batch, p.height, p.width), pixel_block(), 0, stream, p);
 }

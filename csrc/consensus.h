@@ -28,6 +28,7 @@ struct ConsensusParams {
 
 int consensus_cpu(const ConsensusParams& p, int threads);
 int consensus_cuda(const ConsensusParams& p, void* stream);
+int consensus_naive_cuda(const ConsensusParams& p, void* stream);  // the readable kernel
 
 VDA_HD uint8_t agree(ConsensusMode mode, uint8_t label, uint8_t warped, bool visible, uint8_t ignore) {
     switch (mode) {

@@ -14,10 +14,11 @@ VDA_INLINE Ints agree(ConsensusMode mode, Ints label, Ints warped, Ints visible,
     }
 }
 
-// T: type of the confidences; bars are null where labels are final.
-template <typename T>
-void consensus_strips(const ConsensusParams& p, int64_t b, int y, const Bars* bars,
+// T: type of the confidences; bars are read unless labels are final.
+template <typename T, bool kFinal>
+void consensus_strips(const ConsensusParams& given, int64_t b, int y, const Bars* bars,
                       const Bars* reference_bars) {
+    const ConsensusParams p = given;  // nobody else's: what is stored below cannot change it
     const uint8_t* label = p.label.row(b, y);
     const uint8_t* reference = p.reference.row(b, 0);
     const uint8_t* visible = p.visible.data == nullptr ? nullptr : p.visible.row(b, y);
@@ -31,7 +32,7 @@ void consensus_strips(const ConsensusParams& p, int64_t b, int y, const Bars* ba
         Ints warped =
             read_nearest(reference, p.reference.stride[1], p.reference.stride[2], from, p.height, p.width);
         Ints own = load_bytes(label + x0 * p.label.stride[2], p.label.stride[2]);
-        if (bars != nullptr) {
+        if constexpr (!kFinal) {
             own = kept(own, load_lanes(confidence + x0 * p.confidence.stride[2], p.confidence.stride[2]),
                        *bars, p.inclusive, p.ignore);
             warped =
@@ -56,11 +57,11 @@ void consensus_rows(const ConsensusParams& p, int64_t begin, int64_t end) {
         if (!in_strips(p.height, p.width)) {
             for (int x = 0; x < p.width; ++x) consensus_pixel(p, b, y, x);
         } else if (final) {
-            consensus_strips<T>(p, b, y, nullptr, nullptr);
+            consensus_strips<T, true>(p, b, y, nullptr, nullptr);
         } else {
             bars.set(b, p.theta, p.classes);
             reference_bars.set(b, p.reference_theta, p.classes);
-            consensus_strips<T>(p, b, y, &bars, &reference_bars);
+            consensus_strips<T, false>(p, b, y, &bars, &reference_bars);
         }
     }
 }

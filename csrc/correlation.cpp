@@ -47,7 +47,7 @@ int forward(const CorrelationParams& p, int threads) {
 
 }  // namespace
 
-int64_t correlation_workspace(const CorrelationParams& p) {
+int64_t correlation_workspace(const CorrelationParams& p, int) {
     const PackedCorrelation size(p);
     return p.height * (size.f1_row + size.f2_row) * (p.dtype == Dtype::f64 ? sizeof(double) : sizeof(float));
 }

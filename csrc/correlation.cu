@@ -1,6 +1,8 @@
 // CUDA kernels of correlation.h, the readable version: no shared memory, neighbouring threads on neighbouring
 // x, so every load of a row is coalesced and the displaced re-reads hit L1. Each thread keeps several sums in
-// registers per value it loads. All three are gathers: no atomics, the same result on every run.
+// registers per value it loads. All three are gathers: no atomics, the same result on every run. They serve
+// what correlation_launch.cu does not give to the fast kernels, and as the version that those are held
+// against.
 #include "common.cuh"
 #include "correlation.h"
 
@@ -37,13 +39,15 @@ __global__ void correlation_kernel(CorrelationParams p) {
         }
         T* out = static_cast<T*>(p.out) + (b * d + row) * d * plane + int64_t(y) * p.width + x;
         for (int i = 0; i < kSteps; ++i) {
-            if (k0 + i < d) store(out + (k0 + i) * plane, sum[i] / A(p.channels));
+            A value = sum[i] * A(p.scale);
+            value = value > A(0) ? value : value * A(p.negative_slope);
+            if (k0 + i < d) store(out + (k0 + i) * plane, value);
         }
     });
 }
 
-// sign = +1: grad_f1 = 1/C sum_d grad_out[d](p) f2(p + d).  sign = -1: grad_f2 = 1/C sum_d grad_out[d](p - d)
-// f1(p - d).
+// sign = +1: grad_f1 = scale sum_d grad_out[d](p) f2(p + d).  sign = -1: grad_f2 = scale sum_d grad_out[d](p
+// - d) f1(p - d).
 template <typename T>
 __global__ void correlation_backward_kernel(CorrelationParams p, View features, void* grad, int sign) {
     using A = Acc<T>;
@@ -68,9 +72,11 @@ __global__ void correlation_backward_kernel(CorrelationParams p, View features, 
                 if (c0 + i < p.channels) sum[i] += g * load(at + i * features.stride[1]);
             }
         }
-        T* to = static_cast<T*>(grad) + (b * p.channels + c0) * plane + int64_t(y) * p.width + x;
+        const int64_t step = p.channels_last ? 1 : plane, pixel = p.channels_last ? p.channels : 1;
+        T* to =
+            static_cast<T*>(grad) + b * p.channels * plane + (int64_t(y) * p.width + x) * pixel + c0 * step;
         for (int i = 0; i < kChannels; ++i) {
-            if (c0 + i < p.channels) store(to + i * plane, sum[i] / A(p.channels));
+            if (c0 + i < p.channels) store(to + i * step, sum[i] * A(p.scale));
         }
     });
 }
@@ -99,12 +105,12 @@ bool empty(const CorrelationParams& p) { return p.batch == 0 || p.height == 0 ||
 
 }  // namespace
 
-int correlation_cuda(const CorrelationParams& p, void* stream) {
+int correlation_naive_cuda(const CorrelationParams& p, void* stream) {
     if (empty(p)) return kOk;
     return for_float_or_double(p.dtype, [&](auto type) { return forward<decltype(type)>(p, stream); });
 }
 
-int correlation_backward_cuda(const CorrelationParams& p, void* stream) {
+int correlation_backward_naive_cuda(const CorrelationParams& p, void* stream) {
     if (empty(p) || p.channels == 0) return kOk;
     return for_float_or_double(p.dtype, [&](auto type) { return backward<decltype(type)>(p, stream); });
 }

@@ -13,6 +13,7 @@ struct Lanes {
 constexpr int kLanes = kBytes / 4;
 using Floats = Lanes<float>::vector;
 using Ints = Lanes<int32_t>::vector;
+using Words = Lanes<uint32_t>::vector;
 typedef uint16_t Shorts __attribute__((vector_size(kBytes / 2)));
 typedef uint8_t Chars __attribute__((vector_size(kBytes / 4)));
 
@@ -35,6 +36,10 @@ VDA_INLINE Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
 VDA_INLINE Ints clamped(Ints x, int low, int high) {
     x = x < low ? splat(low) : x;
     return x > high ? splat(high) : x;
+}
+// Whether 0 <= x < limit, in one comparison.
+VDA_INLINE Ints below(Ints x, int limit) {
+    return reinterpret<Ints>(reinterpret<Words>(x) < Words{} + uint32_t(limit));
 }
 VDA_INLINE Floats to_floats(Ints x) { return __builtin_convertvector(x, Floats); }
 VDA_INLINE Ints truncated(Floats x) { return __builtin_convertvector(x, Ints); }  // of what an int can hold
@@ -86,10 +91,14 @@ VDA_INLINE int highest(Ints x) { return -lowest(-x); }
 
 // ---- 16-bit types: the vector form of common.h ----
 
+// The forms with a mask, of all lanes: GCC 12 warns of its own header in the plain ones.
+constexpr int kEvery = 0xffff;
+
 template <int bytes = kBytes>
 VDA_INLINE Floats half_to_floats(Shorts narrow) {
 #if defined(__x86_64__)
-    if constexpr (bytes == 64) return reinterpret<Floats>(_mm512_cvtph_ps(reinterpret<__m256i>(narrow)));
+    if constexpr (bytes == 64)
+        return reinterpret<Floats>(_mm512_maskz_cvtph_ps(kEvery, reinterpret<__m256i>(narrow)));
     if constexpr (bytes == 32) return reinterpret<Floats>(_mm256_cvtph_ps(reinterpret<__m128i>(narrow)));
 #endif
     const Ints bits = __builtin_convertvector(narrow, Ints);
@@ -103,7 +112,7 @@ VDA_INLINE Shorts floats_to_half(Floats value) {
 #if defined(__x86_64__)
     constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
     if constexpr (bytes == 64)
-        return reinterpret<Shorts>(_mm512_cvtps_ph(reinterpret<__m512>(value), kNearest));
+        return reinterpret<Shorts>(_mm512_maskz_cvtps_ph(kEvery, reinterpret<__m512>(value), kNearest));
     if constexpr (bytes == 32)
         return reinterpret<Shorts>(_mm256_cvtps_ph(reinterpret<__m256>(value), kNearest));
 #endif
@@ -128,7 +137,7 @@ VDA_INLINE Ints load_bytes(const uint8_t* from) {
 #if defined(__x86_64__)  // in one instruction, for which GCC takes nine
     if constexpr (bytes == 64) {
         return reinterpret<Ints>(
-            _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+            _mm512_maskz_cvtepu8_epi32(kEvery, _mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
     }
     if constexpr (bytes == 32) {
         return reinterpret<Ints>(

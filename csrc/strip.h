@@ -7,6 +7,9 @@ struct StripPosition {
     Floats x, y;  // may be anything, NaN included
 };
 
+// Asks for what the next row will read here: a row is about a page, where the processor's own foresight ends.
+VDA_INLINE void foresee(const float* from, int64_t stride_y) { __builtin_prefetch(from + stride_y); }
+
 template <typename T>
 VDA_INLINE void convert_flow(const FlowView& flow, int64_t i, float* uv) {
     const T* from = static_cast<const T*>(flow.data) + i;
@@ -41,6 +44,9 @@ VDA_INLINE StripPosition strip_position(const FlowView& flow, int64_t b, int y, 
         convert_flow(flow, i, converted);
         u = converted;
         v = converted + kLanes;
+    } else {
+        foresee(u, flow.stride[2]);
+        foresee(v, flow.stride[2]);
     }
     return {to_floats(iota(x0)) + load_lanes(u), splat(float(y)) + load_lanes(v)};
 }
@@ -125,12 +131,11 @@ VDA_INLINE auto read_nearest(const T* plane, int64_t stride_y, int64_t stride_x,
     int row = at.row[0];
     row -= any(at.row < row);
     const int next = row + 1 < height ? row + 1 : row;
-    const Ints fits =
-        (at.column >= column) & (at.column < column + 2 * kLanes) & (at.row >= row) & (at.row <= next);
-    if (all(fits) && width >= 2 * kLanes && stride_x == 1) {
+    const Ints index = at.column - column;
+    if (all(below(index, 2 * kLanes) & below(at.row - row, next - row + 1)) && width >= 2 * kLanes &&
+        stride_x == 1) {
         const T* upper = plane + row * stride_y + column;
         const T* lower = plane + next * stride_y + column;
-        const Ints index = at.column - column;
         const auto first = permuted(wide(upper), wide(upper + kLanes), index);
         const auto second = permuted(wide(lower), wide(lower + kLanes), index);
         return at.row == row ? first : second;
@@ -164,45 +169,38 @@ VDA_INLINE Window find_window(Ints left, Ints right, Ints top, Ints bottom, int 
 }
 
 // Bilinear taps in a plane of height x width. A tap that does not exist (outside, unless the padding is
-// border) lies on the plane's edge, where reading is safe, and has weight 0.
+// border) lies on the plane's edge, where reading is safe.
 struct StripTaps {
     Ints left, right, top, bottom;                  // columns and rows
     Ints has_left, has_right, has_top, has_bottom;  // whether they exist
+    bool complete;                                  // whether all of them do
     Floats a, b;                                    // fractions of the position, along x and y
     Floats weight[4];                               // top left, top right, bottom left, bottom right
-    Ints read;  // where any tap exists; elsewhere the sample is 0, whatever lies at the edge
-    bool all_read;
     Window window;
 };
 
 VDA_INLINE StripTaps strip_taps(const StripPosition& at, int height, int width, Padding padding) {
     StripTaps taps;
-    taps.read = somewhere(at);
-    if (padding == Padding::zeros) {
-        taps.read = (at.x >= -1.0f) & (at.x < float(width)) & (at.y >= -1.0f) & (at.y < float(height));
-    }
-    taps.all_read = all(taps.read);
-    const Floats px = taps.read ? at.x : Floats{}, py = taps.read ? at.y : Floats{};
+    const Ints read = padding == Padding::border ? somewhere(at)
+                                                 : (at.x >= -1.0f) & (at.x < float(width)) & (at.y >= -1.0f) &
+                                                       (at.y < float(height));
+    const Floats px = read ? at.x : Floats{}, py = read ? at.y : Floats{};
     const Floats whole_x = floored(px), whole_y = floored(py);
     const Ints x = truncated(whole_x), y = truncated(whole_y);
     taps.a = px - whole_x;
     taps.b = py - whole_y;
-    Floats left = 1.0f - taps.a, right = taps.a, top = 1.0f - taps.b, bottom = taps.b;
-    taps.has_left = taps.has_right = taps.has_top = taps.has_bottom = taps.read;
+    taps.has_left = taps.has_right = taps.has_top = taps.has_bottom = read;
     if (padding == Padding::zeros) {
         taps.has_left &= x >= 0;
         taps.has_right &= x < width - 1;
         taps.has_top &= y >= 0;
         taps.has_bottom &= y < height - 1;
-        left = x >= 0 ? left : Floats{};
-        right = x < width - 1 ? right : Floats{};
-        top = y >= 0 ? top : Floats{};
-        bottom = y < height - 1 ? bottom : Floats{};
     }
-    taps.weight[0] = top * left;
-    taps.weight[1] = top * right;
-    taps.weight[2] = bottom * left;
-    taps.weight[3] = bottom * right;
+    taps.complete = all(taps.has_left & taps.has_right & taps.has_top & taps.has_bottom);
+    taps.weight[0] = (1.0f - taps.b) * (1.0f - taps.a);
+    taps.weight[1] = (1.0f - taps.b) * taps.a;
+    taps.weight[2] = taps.b * (1.0f - taps.a);
+    taps.weight[3] = taps.b * taps.a;
     taps.left = clamped(x, 0, width - 1);
     taps.right = clamped(x + 1, 0, width - 1);
     taps.top = clamped(y, 0, height - 1);
@@ -222,10 +220,9 @@ VDA_INLINE Pair window_row(const T* from, const StripTaps& taps) {
     return {permuted(a, b, taps.left - taps.window.column), permuted(a, b, taps.right - taps.window.column)};
 }
 
-// Reads the taps of a strip in a plane of any strides.
 template <typename T>
-VDA_INLINE void read_taps(const T* plane, int64_t stride_y, int64_t stride_x, const StripTaps& taps,
-                          Pair& top, Pair& bottom) {
+VDA_INLINE void read_places(const T* plane, int64_t stride_y, int64_t stride_x, const StripTaps& taps,
+                            Pair& top, Pair& bottom) {
     if (taps.window.rows == 0 || stride_x != 1) {
         top.left = gathered(plane, taps.top, taps.left, stride_y, stride_x);
         top.right = gathered(plane, taps.top, taps.right, stride_y, stride_x);
@@ -250,13 +247,25 @@ VDA_INLINE void read_taps(const T* plane, int64_t stride_y, int64_t stride_x, co
     }
 }
 
+// Reads the taps of a strip in a plane of any strides; 0 for those that do not exist, whatever lies at the
+// edge.
+template <typename T>
+VDA_INLINE void read_taps(const T* plane, int64_t stride_y, int64_t stride_x, const StripTaps& taps,
+                          Pair& top, Pair& bottom) {
+    read_places(plane, stride_y, stride_x, taps, top, bottom);
+    if (taps.complete) return;
+    top.left = taps.has_top & taps.has_left ? top.left : Floats{};
+    top.right = taps.has_top & taps.has_right ? top.right : Floats{};
+    bottom.left = taps.has_bottom & taps.has_left ? bottom.left : Floats{};
+    bottom.right = taps.has_bottom & taps.has_right ? bottom.right : Floats{};
+}
+
 template <typename T>
 VDA_INLINE Floats sample(const T* plane, int64_t stride_y, int64_t stride_x, const StripTaps& taps) {
     Pair top, bottom;
     read_taps(plane, stride_y, stride_x, taps, top, bottom);
-    const Floats value = taps.weight[0] * top.left + taps.weight[1] * top.right +
-                         taps.weight[2] * bottom.left + taps.weight[3] * bottom.right;
-    return taps.all_read ? value : (taps.read ? value : Floats{});
+    return taps.weight[0] * top.left + taps.weight[1] * top.right + taps.weight[2] * bottom.left +
+           taps.weight[3] * bottom.right;
 }
 
 // The strip of sighting.h.
@@ -275,6 +284,7 @@ VDA_INLINE StripSighting strip_sighting(const Neighbourhood& p, float limit, int
     const float* other = nth<float>(p.neighbour_frames, j, b);
     Floats error{};
     for (int c = 0; c < p.channels; ++c) {
+        foresee(frame + c * p.frame.stride[1], p.frame.stride[2]);
         const Floats difference = load_lanes(frame + c * p.frame.stride[1], p.frame.stride[3]) -
                                   sample(other + c * stride[1], stride[2], stride[3], taps);
         error += difference * difference;

@@ -26,7 +26,7 @@ constexpr int64_t kMaxPixels = (int64_t(1) << 32) - 1;  // what the 32-bit count
 template <typename T>
 int count(const ThresholdsParams& p, int threads) {
     const int64_t tables = std::max<int64_t>(1, std::min<int64_t>(threads, p.pixels / kPixelsPerThread));
-    if (tables == 1 || p.workspace == nullptr) {
+    if (tables == 1 || p.workspace == nullptr || p.pixels / tables >= kMaxPixels) {
         VDA_WIDEST(count_pixels<T, int64_t>)(p, p.histogram, 0, p.pixels);
         return kOk;
     }
@@ -65,7 +65,6 @@ int64_t find_rank(const int64_t* table, int bins, int64_t rank, int64_t* rest) {
 }  // namespace
 
 int thresholds_count_cpu(const ThresholdsParams& p, int threads) {
-    if (p.pixels > kMaxPixels) return kBadSize;
     return for_float(p.dtype, [&](auto type) { return count<decltype(type)>(p, threads); });
 }
 

@@ -1,6 +1,6 @@
-// CUDA kernels of thresholds.h. Counting: each thread takes kRun neighbouring pixels (3 bytes each with fp16)
-// and adds runs of equal cells to the table in L2 by integer atomics. Selecting: one block per class scans
-// its table.
+// CUDA kernels of thresholds.h, the readable versions. Counting: each thread takes kRun neighbouring pixels
+// (3 bytes each with fp16) and adds runs of equal cells to the table in L2 by integer atomics. Selecting: one
+// block per class scans its table.
 #include "common.cuh"
 #include "thresholds.h"
 
@@ -112,23 +112,23 @@ int launch_classes(void (*kernel)(ThresholdsParams), const ThresholdsParams& p, 
 
 }  // namespace
 
-int thresholds_count_cuda(const ThresholdsParams& p, void* stream) {
+int thresholds_count_naive_cuda(const ThresholdsParams& p, void* stream) {
     const int64_t threads = ceil_div<int64_t>(p.pixels, kRun);
     return for_float(
         p.dtype, [&](auto type) { return launch_pixels(count_kernel<decltype(type)>, p, threads, stream); });
 }
 
-int thresholds_select_cuda(const ThresholdsParams& p, void* stream) {
+int thresholds_select_naive_cuda(const ThresholdsParams& p, void* stream) {
     return launch_classes(select_kernel, p, stream);
 }
 
-int thresholds_refine_cuda(const ThresholdsParams& p, void* stream) {
+int thresholds_refine_naive_cuda(const ThresholdsParams& p, void* stream) {
     return for_float(p.dtype, [&](auto type) {
         return launch_pixels(refine_kernel<decltype(type)>, p, p.pixels, stream);
     });
 }
 
-int thresholds_update_cuda(const ThresholdsParams& p, void* stream) {
+int thresholds_update_naive_cuda(const ThresholdsParams& p, void* stream) {
     return launch_classes(update_kernel, p, stream);
 }
 

@@ -54,6 +54,12 @@ int thresholds_count_cuda(const ThresholdsParams& p, void* stream);
 int thresholds_select_cuda(const ThresholdsParams& p, void* stream);
 int thresholds_refine_cuda(const ThresholdsParams& p, void* stream);
 int thresholds_update_cuda(const ThresholdsParams& p, void* stream);
+// The readable CUDA kernels. thresholds_refine_cuda counts ranks of equal key once, for the first of them,
+// which only thresholds_update_cuda knows.
+int thresholds_count_naive_cuda(const ThresholdsParams& p, void* stream);
+int thresholds_select_naive_cuda(const ThresholdsParams& p, void* stream);
+int thresholds_refine_naive_cuda(const ThresholdsParams& p, void* stream);
+int thresholds_update_naive_cuda(const ThresholdsParams& p, void* stream);
 
 // Every a * b + c below is written as fma: compilers contract differently for host and device, this they may
 // not.

@@ -1,7 +1,7 @@
-// CUDA kernels of warp.h: one thread per pixel, neighbouring threads on neighbouring x, so flow reads and
-// stores are coalesced and the taps of a warp fall on few cache lines. Flow and weights are worked out once
-// per pixel and used for every channel. Bytes per pixel with fp32 and C channels: 8 (flow) + 4 C (read) + 4 C
-// (written).
+// CUDA kernels of warp.h, the readable version: one thread per pixel, neighbouring threads on neighbouring x,
+// so flow reads and stores are coalesced and the taps of a warp fall on few cache lines. Flow and weights are
+// worked out once per pixel and used for every channel. Bytes per pixel with fp32 and C channels: 8 (flow) +
+// 4 C (read) + 4 C (written).
 #include "common.cuh"
 #include "warp.h"
 
@@ -103,12 +103,12 @@ int launch_pixels(void (*kernel)(P...), void* stream, const Params& p, A... more
 
 }  // namespace
 
-int warp_cuda(const WarpParams& p, void* stream) {
+int warp_naive_cuda(const WarpParams& p, void* stream) {
     return for_float_or_double(
         p.dtype, [&](auto type) { return launch_pixels(warp_kernel<decltype(type)>, stream, p); });
 }
 
-int warp_nearest_cuda(const WarpNearestParams& p, void* stream) {
+int warp_nearest_naive_cuda(const WarpNearestParams& p, void* stream) {
     switch (p.element_size) {
         case 1:
             return launch_pixels(warp_nearest_kernel<uint8_t, float>, stream, p);
@@ -123,12 +123,12 @@ int warp_nearest_cuda(const WarpNearestParams& p, void* stream) {
     return kBadDtype;
 }
 
-int warp_backward_cuda(const WarpBackwardParams& p, void* stream) {
+int warp_backward_naive_cuda(const WarpBackwardParams& p, void* stream) {
     return for_float_or_double(
         p.dtype, [&](auto type) { return launch_pixels(warp_backward_kernel<decltype(type)>, stream, p); });
 }
 
-int warp_occlusion_cuda(const WarpOcclusionParams& p, void* stream) {
+int warp_occlusion_naive_cuda(const WarpOcclusionParams& p, void* stream) {
     return for_float_or_double(p.dtype, [&](auto type) {
         using T = decltype(type);
         return launch_pixels(warp_occlusion_kernel<T>, stream, p, not_below<Acc<T>>(p.limit));

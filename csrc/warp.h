@@ -67,6 +67,11 @@ int warp_backward_cpu(const WarpBackwardParams& p, int threads);
 int warp_backward_cuda(const WarpBackwardParams& p, void* stream);
 int warp_occlusion_cpu(const WarpOcclusionParams& p, int threads);
 int warp_occlusion_cuda(const WarpOcclusionParams& p, void* stream);
+// The readable CUDA kernels, which also serve what the fast ones do not.
+int warp_naive_cuda(const WarpParams& p, void* stream);
+int warp_nearest_naive_cuda(const WarpNearestParams& p, void* stream);
+int warp_backward_naive_cuda(const WarpBackwardParams& p, void* stream);
+int warp_occlusion_naive_cuda(const WarpOcclusionParams& p, void* stream);
 
 // The smallest A that is not below the limit: for every A e, (e < it) == (e < limit), so one rounding of the
 // limit cannot flip a decision.

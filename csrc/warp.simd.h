@@ -134,14 +134,8 @@ VDA_INLINE void backward_flow_strips(const WarpBackwardParams& p, int64_t b, int
                                          p.grad_out.stride[3]);
             Pair top, bottom;
             read_taps(image + c * p.image.stride[1], p.image.stride[2], p.image.stride[3], taps, top, bottom);
-            const auto zeroed = [&](Floats value, Ints exists)
-                                    VDA_INLINED { return exists ? value : Floats{}; };
-            const auto tl = zeroed(top.left, taps.has_top & taps.has_left);
-            const auto tr = zeroed(top.right, taps.has_top & taps.has_right);
-            const auto bl = zeroed(bottom.left, taps.has_bottom & taps.has_left);
-            const auto br = zeroed(bottom.right, taps.has_bottom & taps.has_right);
-            gx += grad * ((1.0f - taps.b) * (tr - tl) + taps.b * (br - bl));
-            gy += grad * ((1.0f - taps.a) * (bl - tl) + taps.a * (br - tr));
+            gx += grad * ((1.0f - taps.b) * (top.right - top.left) + taps.b * (bottom.right - bottom.left));
+            gy += grad * ((1.0f - taps.a) * (bottom.left - top.left) + taps.a * (bottom.right - top.right));
         }
         store_lanes(grad_flow + x0, gx);
         store_lanes(grad_flow + int64_t(p.height) * p.width + x0, gy);

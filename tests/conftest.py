@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -116,3 +116,17 @@ def layouts(x: Tensor) -> list[Tensor]:
     strided = torch.zeros([*x.shape[:-1], 2 * x.shape[-1]], dtype=x.dtype, device=x.device)[..., ::2]
     strided.copy_(x)
     return [x.contiguous(), turned, inner, strided]
+
+
+def misaligned(x: Tensor) -> Tensor:
+    """x, contiguous but one element past every alignment: no kernel can read it in accesses of several elements."""
+    room = torch.zeros(x.numel() + 1, dtype=x.dtype, device=x.device)
+    return room[1:].view(x.shape).copy_(x)
+
+
+def exactly(call: Callable[[], Tensor]) -> Tensor:
+    """The result of a kernel, after checking that the readable version gives the same bits."""
+    found = call()
+    with _lib.naive():
+        assert torch.equal(call(), found)
+    return found

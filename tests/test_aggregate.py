@@ -116,6 +116,10 @@ def test_threshold_is_strict(backend: Backend) -> None:
         ((1, 1, 45, 6, 5), True),  # more classes than one block of either kernel
         ((1, 5, 2, 4, 67), False),  # more neighbours than usual, a row longer than a strip
         ((1, 2, 19, 1, 1), False),
+        ((1, 1, 1, 3, 4), False),
+        ((1, 1, 8, 3, 34), False),
+        ((1, 8, 9, 3, 6), True),  # as many neighbours as the CUDA kernel keeps in shared memory, and more
+        ((1, 9, 13, 3, 5), False),
         ((2, 0, 4, 3, 5), False),
     ],
 )
@@ -129,7 +133,7 @@ def test_loop(backend: Backend, sizes: tuple[int, ...], squared: bool) -> None:
     assert got.is_contiguous()
     torch.testing.assert_close(got.cpu().double(), expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(got.sum(1), torch.ones_like(got[:, 0]))
-    if sizes[1] and sizes[3] > 1:  # the case is worth something only if the test went both ways
+    if sizes[1] and min(sizes[2:4]) > 1:  # the case is worth something only if the test went both ways
         changed = (expected - clip["probs"]).abs().amax(1) > 1e-6
         assert 0.05 < changed.float().mean() < 0.95
 
@@ -178,10 +182,11 @@ def test_black_scene_is_not_matched_outside(backend: Backend) -> None:
     assert not torch.equal(out[..., :1], clip["probs"][..., :1])
 
 
+@pytest.mark.parametrize("width", [7, 10])  # CUDA takes the pixels of an even row in pairs
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_sixteen_bit(backend: Backend, dtype: torch.dtype) -> None:
+def test_sixteen_bit(backend: Backend, dtype: torch.dtype, width: int) -> None:
     """Sums in float32, one rounding: probabilities, colours and flow each in their own type."""
-    clip = _clip(1, 2, 5, 6, 7)
+    clip = _clip(1, 2, 5, 6, width)
     clip["probs"], clip["neighbour_probs"] = clip["probs"].to(dtype), clip["neighbour_probs"].to(dtype)
     clip["frame"], clip["neighbour_frames"] = clip["frame"].half(), clip["neighbour_frames"].half()
     clip["flows"] = clip["flows"].bfloat16()
@@ -191,8 +196,11 @@ def test_sixteen_bit(backend: Backend, dtype: torch.dtype) -> None:
     assert ((out.cpu().double() - exact).abs() <= torch.finfo(dtype).eps / 2 * exact + 1e-6).all()
 
 
-def test_layouts(backend: Backend) -> None:
-    clip = _to(_clip(2, 2, 3, 4, 5), backend.device)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("width", [5, 6])
+def test_layouts(backend: Backend, dtype: torch.dtype, width: int) -> None:
+    clip = _to(_clip(2, 2, 3, 4, width), backend.device)
+    clip["probs"], clip["neighbour_probs"] = clip["probs"].to(dtype), clip["neighbour_probs"].to(dtype)
     expected = aggregate(**clip, alpha=0.6)
     for variant in zip(*(layouts(x) for x in clip.values()), strict=True):
         assert torch.equal(aggregate(*variant, alpha=0.6), expected)

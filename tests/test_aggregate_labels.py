@@ -106,6 +106,13 @@ def test_by_hand(backend: Backend) -> None:
         ((2, 0, 4), (9, 35), (3, 5)),
         ((1, 2, 6), (4, 7), (2, 3)),  # narrower than any vector
         ((1, 1, 2), (1, 1), (1, 1)),
+        ((1, 2, 19), (18, 65), (4, 9)),  # two by three CUDA tiles, most of them cut off
+        ((1, 1, 21), (17, 35), (17, 2)),  # one class more than a CUDA thread sums at once; one row of logits a row
+        ((1, 2, 45), (18, 33), (3, 5)),
+        ((2, 0, 33), (5, 112), (2, 17)),
+        ((1, 1, 255), (7, 34), (2, 5)),
+        ((1, 8, 3), (17, 36), (4, 6)),
+        ((1, 1, 4), (9, 20), (60, 90)),  # logits of more pixels than CUDA's shared memory holds
     ],
 )
 def test_composition(
@@ -129,6 +136,18 @@ def test_wild_flow(backend: Backend) -> None:
     y, x = torch.meshgrid(torch.arange(120), torch.arange(200), indexing="ij")
     there = torch.stack([torch.rand(1, 2, 120, 200) * 199 - x, torch.rand(1, 2, 120, 200) * 119 - y], 2)
     clip["flows"] = there
+    assert_decided(aggregate_labels(**to(clip, backend.device), alpha=1.0), distribution(clip, True, alpha=1.0))
+
+
+@pytest.mark.parametrize("classes", [5, 45])
+def test_motion_boundary(backend: Backend, classes: int) -> None:
+    """Neighbouring pixels move apart by more than a box of probabilities, or a part of it, is wide."""
+    clip = clip_of(1, 2, classes, (30, 90), (5, 12))
+    y, x = torch.meshgrid(torch.arange(30), torch.arange(90), indexing="ij")
+    near = (x > 20 + y) & (x < 60 + y)  # an object in front of a background
+    for j, (u, v) in enumerate([(24.3, -9.5), (-33.7, 5.25)]):
+        clip["flows"][:, j, 0] = torch.where(near, u, -3.4)
+        clip["flows"][:, j, 1] = torch.where(near, v, 1.6)
     assert_decided(aggregate_labels(**to(clip, backend.device), alpha=1.0), distribution(clip, True, alpha=1.0))
 
 
@@ -178,6 +197,50 @@ def test_large_logits(backend: Backend) -> None:
     assert (confidence > 0.25).all()
 
 
+@pytest.mark.parametrize("classes", [4, 23])
+@pytest.mark.parametrize("peak", [30.0, 500.0])
+def test_opposite_certainties(backend: Backend, peak: float, classes: int) -> None:
+    """Between two pixels that are certain of different classes neither maximum is near: exp must not underflow."""
+    logits = torch.full((1, classes, 1, 2), -3 * peak)
+    logits[0, 1, 0] = torch.tensor([peak, -peak])
+    logits[0, 2, 0] = torch.tensor([-peak, peak])
+    clip = {
+        "logits": logits,
+        "neighbour_logits": logits[:, None],
+        "flows": torch.zeros(1, 1, 2, 3, 5),
+        "frame": torch.full((1, 3, 3, 5), 0.5),
+        "neighbour_frames": torch.full((1, 1, 3, 3, 5), 0.5),
+    }
+    label, confidence = aggregate_labels(**to(clip, backend.device), alpha=1.0)
+    assert label[0].tolist() == [[1, 1, 1, 2, 2]] * 3
+    assert confidence[0].tolist() == [[1, 1, 0.5, 1, 1]] * 3
+
+
+def test_class_that_is_switched_off(backend: Backend) -> None:
+    """Minus infinity everywhere: as if the class did not exist."""
+    clip = clip_of(1, 2, 5, (19, 40), (3, 7))
+    wanted = distribution(clip, False, alpha=3.0)
+    off = torch.full_like(clip["logits"][:, :1], -math.inf)
+    clip["logits"] = torch.cat([off, clip["logits"]], 1)
+    clip["neighbour_logits"] = torch.cat([off[:, None].expand(-1, 2, -1, -1, -1), clip["neighbour_logits"]], 2)
+    label, confidence = aggregate_labels(**to(clip, backend.device), alpha=3.0, align_corners=False)
+    assert_decided((label - 1, confidence), wanted)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_has_no_share_may_be_anything(backend: Backend, bad: float) -> None:
+    """Five pixels from three logits: the first and the last take one logit each, the others a half of the bad one."""
+    logits = torch.tensor([[0.0, bad, 0.0], [-1.0, bad, 1.0]]).view(1, 2, 1, 3)
+    frame = torch.full((1, 3, 1, 5), 0.5)
+    none = torch.zeros(1, 0, 2, 1, 3)
+    label, confidence = aggregate_labels(
+        *(x.to(backend.device) for x in (logits, none, torch.zeros(1, 0, 2, 1, 5), frame, frame[:, None][:, :0])),
+        alpha=1.0,
+    )
+    assert label.flatten().tolist() == [0, NONE, NONE, NONE, 1]
+    assert confidence.flatten().tolist() == pytest.approx([0.7311, 0, 0, 0, 0.7311], abs=3e-4)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_is_no_number_gets_no_label(backend: Backend, bad: float) -> None:
     """Only where it matters: in the frame itself, or in a neighbour where it is visible."""
@@ -213,6 +276,34 @@ def test_counts_in_the_same_pass(backend: Backend) -> None:
     plain = aggregate_labels(**clip, alpha=3.0, weight=weight)
     assert torch.equal(plain[0], label)
     assert torch.equal(plain[1], confidence)
+
+
+@pytest.mark.parametrize("classes", [2, 30])
+def test_counts_of_saturated_confidences(backend: Backend, classes: int) -> None:
+    """Whole warps meet at few cells of the histogram."""
+    clip = clip_of(1, 1, classes, (18, 70), (3, 5))
+    clip["logits"] *= 40
+    clip["neighbour_logits"] = clip["logits"][:, None]
+    clip["flows"].zero_()
+    one, two = ClassThresholds(classes, device=backend.device), ClassThresholds(classes, device=backend.device)
+    label, confidence = aggregate_labels(**to(clip, backend.device), alpha=3.0, thresholds=one)
+    assert (confidence == 1).float().mean() > 0.5
+    two.update(confidence, label)
+    assert torch.equal(one.histogram, two.histogram)
+    assert one.counts.sum() == label.numel()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("classes", [19, 23])
+def test_channels_last(backend: Backend, classes: int, dtype: torch.dtype) -> None:
+    clip = clip_of(1, 2, classes, (18, 40), (3, 5))
+    clip["logits"], clip["neighbour_logits"] = clip["logits"].to(dtype), clip["neighbour_logits"].to(dtype)
+    clip = to(clip, backend.device)
+    expected = aggregate_labels(**clip, alpha=3.0)
+    clip["logits"] = clip["logits"].contiguous(memory_format=torch.channels_last)
+    clip["neighbour_logits"] = clip["neighbour_logits"].movedim(2, -1).contiguous().movedim(-1, 2)
+    got = aggregate_labels(**clip, alpha=3.0)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
 def test_layouts(backend: Backend) -> None:

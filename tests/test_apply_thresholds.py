@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import Backend, layouts
+from conftest import Backend, exactly, layouts, misaligned
 from torch import Tensor
 
 from vda.ops import apply_thresholds, apply_thresholds_reference
@@ -63,6 +63,33 @@ def test_layouts(backend: Backend) -> None:
     for k, c in zip(layouts(label), layouts(confidence)[::-1], strict=True):
         assert torch.equal(apply_thresholds(k, c, theta), wanted)
     assert torch.equal(apply_thresholds(label, confidence, theta.repeat_interleave(2)[::2]), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_every_number_of_pixels(backend: Backend, dtype: torch.dtype) -> None:
+    """Whole packs and what is left over of them, in one row of all samples and in a row per sample."""
+    for W in range(1, 41):
+        label, confidence = (x.to(backend.device) for x in scene(3, 1 + W % 3, W, dtype))
+        for theta in (torch.rand(3), torch.rand(3, 3)):
+            on_device = theta.to(backend.device)
+            for k, c in ((label, confidence), (misaligned(label), confidence), (label, misaligned(confidence))):
+                found = exactly(lambda k=k, c=c, t=on_device: apply_thresholds(k, c, t))
+                assert torch.equal(found, apply_thresholds_reference(label, confidence, on_device))
+            every_other = torch.cat([label, label]).view(2, *label.shape).transpose(0, 1).flatten(0, 1)[::2]
+            found = exactly(lambda k=every_other, c=confidence, t=on_device: apply_thresholds(k, c, t))
+            assert torch.equal(found, apply_thresholds_reference(label, confidence, on_device))
+
+
+@pytest.mark.parametrize("rule", ["paper", "iast"])
+def test_many_classes(backend: Backend, rule: str) -> None:
+    """255 of them, more pixels than a block takes, and thresholds that nothing or everything passes."""
+    label = torch.randint(0, 256, (2, 40, 64), dtype=torch.uint8)
+    confidence = torch.rand(2, 40, 64).mul(64).round().div(64).half()
+    theta = torch.rand(2, 255).mul(64).round().div(64)
+    theta[:, 3], theta[:, 4], theta[:, 5] = math.nan, math.inf, -math.inf
+    given = [x.to(backend.device) for x in (label, confidence, theta)]
+    found = exactly(lambda: apply_thresholds(*given, rule=rule))
+    assert torch.equal(found.cpu(), loop(label, confidence, theta, rule))
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4), (2, 0, 4), (2, 3, 0)])

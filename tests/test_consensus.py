@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import Backend, hostile_flow, layouts, smooth_flow
+from conftest import Backend, exactly, hostile_flow, layouts, misaligned, smooth_flow
 from torch import Tensor
 
 from vda.ops import Predictions, apply_thresholds, consensus, consensus_reference, warp
@@ -110,6 +110,32 @@ def test_layouts_of_every_argument(backend: Backend) -> None:
     for some in zip(*map(layouts, on_device), strict=True):
         found = consensus(*some[:3], mode="fill_in", visible=some[3])
         assert torch.equal(found.cpu(), wanted)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_width(backend: Backend, mode: str) -> None:
+    """Packs of pixels, what is left over of them, and rows and warps that end early."""
+    types = (torch.float32, torch.float16, torch.bfloat16, torch.int16)
+    for W in range(1, 41):
+        H = 2 + W % 4
+        label, reference = (x.to(backend.device) for x in maps(2, H, W))
+        flow = hostile_flow(2, H, W, types[W // 8 % 4], reach=1.0).to(backend.device)
+        seen = (torch.rand(2, H, W) < 0.5).to(backend.device) if mode == "fill_in" and W % 3 else None
+        found = exactly(lambda s=(label, reference, flow), v=seen: consensus(*s, mode=mode, visible=v))
+        assert torch.equal(found, consensus_reference(label, reference, flow, mode=mode, visible=seen))
+
+
+@pytest.mark.parametrize("flow_type", [torch.float32, torch.float16, torch.int16])
+def test_one_argument_of_another_layout(backend: Backend, flow_type: torch.dtype) -> None:
+    """In rows of 48 everything can be read in packs, until one argument cannot."""
+    label, reference = (x.to(backend.device) for x in maps(2, 5, 48))
+    flow = hostile_flow(2, 5, 48, flow_type, reach=1.0).to(backend.device)
+    given = [label, reference, flow, (torch.rand(2, 5, 48) < 0.5).to(backend.device)]
+    wanted = consensus_reference(*given[:3], mode="fill_in", visible=given[3])
+    for i, x in enumerate(given):
+        for other in (x, misaligned(x), *layouts(x)[1:]):
+            some = [*given[:i], other, *given[i + 1 :]]
+            assert torch.equal(exactly(lambda s=some: consensus(*s[:3], mode="fill_in", visible=s[3])), wanted)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -241,6 +267,23 @@ def test_thresholds_on_the_fly_of_any_layout(backend: Backend) -> None:
     wanted = consensus(label, reference, flow, predictions=Predictions(confidence, other, theta))
     for c, o in zip(layouts(confidence), layouts(other)[::-1], strict=True):
         assert torch.equal(consensus(label, reference, flow, predictions=Predictions(c, o, theta)), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_thresholds_on_the_fly_at_every_width(backend: Backend, dtype: torch.dtype) -> None:
+    """With all the classes there can be, a few of them, and rows that can and cannot be read in packs."""
+    for W in (1, 7, 8, 16, 24, 31, 32, 33, 40):
+        for K in (1, 19, 255):
+            label, reference = (x.to(backend.device) for x in maps(2, 3, W, classes=min(K + 2, 256)))
+            given = [x.to(backend.device) for x in confidences(2, 3, W, dtype)]
+            theta = torch.rand(2, K).mul(8).round().div(8).to(backend.device)
+            flow = hostile_flow(2, 3, W, reach=1.0).to(backend.device)
+            for rule in ("paper", "iast"):
+                for c in (given[0], misaligned(given[0])):
+                    predictions = Predictions(c, given[1], theta, rule=rule)
+                    some = (label, reference, flow)
+                    found = exactly(lambda s=some, p=predictions: consensus(*s, predictions=p))
+                    assert torch.equal(found, consensus_reference(*some, predictions=predictions))
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,15 @@ def test_layouts(backend: Backend) -> None:
     )
 
 
+def test_scale_and_slope(backend: Backend) -> None:
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        f1, f2 = (torch.randn(1, 20, 5, 9, device=backend.device).to(dtype) for _ in range(2))
+        for options in ({"scale": 0.3}, {"scale": -0.25, "negative_slope": 0.5}, {"negative_slope": 0.1}):
+            found = correlation(f1, f2, max_displacement=4, stride=2, **options)
+            wanted = correlation_reference(f1.double(), f2.double(), max_displacement=4, stride=2, **options)
+            torch.testing.assert_close(found.double(), wanted, rtol=torch.finfo(dtype).eps, atol=1e-6)
+
+
 def test_swapped_frames(backend: Backend) -> None:
     """corr(f2, f1) at displacement -d and pixel p + d is corr(f1, f2) at displacement d and pixel p."""
     f1, f2 = (torch.randn(1, 4, 6, 5, device=backend.device) for _ in range(2))

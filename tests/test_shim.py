@@ -99,6 +99,81 @@ def test_dynamic_shared_memory_is_not_zeroed(kernels: ctypes.CDLL) -> None:
     assert (out == 0xCD).all()
 
 
+# ---- tensor cores and asynchronous copies ----
+
+
+def test_matrix_loads(kernels: ctypes.CDLL, seed: str) -> None:
+    rng = np.random.default_rng(3)
+    data = rng.integers(0, 256, 1024).astype(np.uint8)
+    rows = (16 * rng.permutation(64)[:32]).astype(np.int32)
+    out = np.zeros((2, 32, 4), np.uint32)
+    assert kernels.run_matrices(at(data), data.size, at(rows), at(out)) == 0
+    for i in range(4):
+        matrix = np.stack([data[row : row + 16] for row in rows[8 * i : 8 * i + 8]]).view(np.uint16)
+        assert np.array_equal(out[0, :, i].copy().view(np.uint16).reshape(8, 8), matrix)
+        assert np.array_equal(out[1, :, i].copy().view(np.uint16).reshape(8, 8), matrix.T)
+
+
+def _bfloat16(x: np.ndarray) -> np.ndarray:
+    """The upper halves of floats that bfloat16 holds exactly."""
+    bits = x.astype(np.float32).view(np.uint32)
+    assert not (bits & 0xFFFF).any()
+    return (bits >> 16).astype(np.uint16)
+
+
+@pytest.mark.parametrize("kind", ["tf32", "float16", "bfloat16"])
+def test_matrix_product(kernels: ctypes.CDLL, seed: str, kind: str) -> None:
+    rng = np.random.default_rng(4)
+    k = 8 if kind == "tf32" else 16
+    a, b = (rng.integers(-8, 9, (n, k)).astype(np.float32) for n in (16, 8))
+    d = rng.integers(-9, 9, (2, 16, 8)).astype(np.float32)
+    wanted = d + a @ b.T  # small integers: exact
+    encode = {"tf32": np.float32, "float16": np.float16, "bfloat16": _bfloat16}[kind]
+    a, b = (encode(x) if kind == "bfloat16" else x.astype(encode) for x in (a, b))
+    which = ["tf32", "float16", "bfloat16"].index(kind)
+    assert kernels.run_product(which, at(np.ascontiguousarray(a)), at(np.ascontiguousarray(b)), at(d)) == 0
+    assert np.array_equal(d, wanted)
+
+
+@pytest.mark.parametrize("newest", [0, 1, 2])
+@pytest.mark.parametrize("threads", [32, 40])
+def test_copies_arrive_with_their_wait(kernels: ctypes.CDLL, seed: str, threads: int, newest: int) -> None:
+    """What is read before the wait is NaN, so that a kernel that forgets one gives wrong results."""
+    memory = np.arange(4 * threads + 4, dtype=np.float32)
+    source = memory[(-memory.ctypes.data // 4) % 4 :][: 4 * threads]  # aligned to 16 bytes
+    exists = (np.arange(threads) % 3 != 0).astype(np.int32)
+    out = np.zeros(5 * threads, np.float32)
+    assert kernels.run_copies(at(source), at(exists), newest, at(out), threads) == 0
+    vectors = np.roll(np.where(exists[:, None], source.reshape(threads, 4), 0), -1, 0)
+    singles = np.roll(np.where(exists, source[:threads], 0), -1)
+    assert np.array_equal(
+        out[: 4 * threads].reshape(threads, 4),
+        np.full_like(vectors, np.nan) if newest == 2 else vectors,
+        equal_nan=True,
+    )
+    assert np.array_equal(out[4 * threads :], singles if newest == 0 else np.full_like(singles, np.nan), equal_nan=True)
+
+
+def test_rounding(kernels: ctypes.CDLL) -> None:
+    values = np.array(
+        [1 + 2**-11, 1 + 2**-10, 1 + 3 * 2**-11, -1 - 2**-11, 3.4e38, np.inf, np.nan, 1e-40, 0], np.float32
+    )
+    out = np.zeros((values.size, 4), np.uint32)
+    assert kernels.run_rounded(at(values), at(out), values.size) == 0
+    tf32 = out[:, 0].copy().view(np.float32)
+    wanted = [1 + 2**-10, 1 + 2**-10, 1 + 2**-9, -1 - 2**-10]  # ties away from zero
+    assert list(tf32[:4]) == wanted
+    assert not (out[:6, 0] & 0x1FFF).any()
+    assert np.isinf(tf32[5])
+    assert np.isnan(tf32[6])
+    with np.errstate(over="ignore"):
+        halves = np.stack([values, -values], 1).astype(np.float16)
+    finite = ~np.isnan(values)
+    assert np.array_equal(out[finite, 1].copy().view(np.float16).reshape(-1, 2), halves[finite])
+    assert np.isnan(out[6:7, 1].copy().view(np.float16)).all()
+    assert out[0, 2] == 0xBF803F80  # 1 + 2**-11 and its negative in bfloat16
+
+
 @pytest.mark.parametrize(
     ("which", "code", "text"),
     [
@@ -106,6 +181,9 @@ def test_dynamic_shared_memory_is_not_zeroed(kernels: ctypes.CDLL) -> None:
         (1, 719, b"lanes that have returned|lanes that never come"),
         (2, 719, b"whose mask leaves it out"),
         (3, 9, b""),  # 2048 threads in a block
+        (4, 719, b"before its copies"),
+        (5, 719, b"before it closed its group"),
+        (6, 719, b"not aligned"),
     ],
 )
 def test_misuse_is_an_error(kernels: ctypes.CDLL, seed: str, which: int, code: int, text: bytes) -> None:

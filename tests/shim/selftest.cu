@@ -1,5 +1,6 @@
 // Kernels that test the shim itself, called from tests/test_shim.py through plain C functions.
 #include "common.cuh"
+#include "mma.cuh"
 
 namespace {
 
@@ -72,6 +73,72 @@ __global__ void fresh_shared(int* out) {
     out[threadIdx.x] = vda::dynamic_shared<unsigned char>()[threadIdx.x];
 }
 
+// out[lane][i] and out[32 + lane][i]: what the lane gets of matrix i, plain and transposed, when lane l names
+// the 16 bytes at row[l].
+__global__ void matrices(const unsigned char* bytes, int n, const int* row, uint32_t* out) {
+    unsigned char* shared = vda::dynamic_shared<unsigned char>();
+    for (int i = threadIdx.x; i < n; i += blockDim.x) shared[i] = bytes[i];
+    __syncthreads();
+    const vda::SharedAddress at = vda::shared_address(shared) + row[threadIdx.x];
+    uint32_t r[4];
+    vda::load_matrices(r, at);
+    for (int i = 0; i < 4; ++i) out[4 * threadIdx.x + i] = r[i];
+    vda::load_matrices_transposed(r, at);
+    for (int i = 0; i < 4; ++i) out[4 * (32 + threadIdx.x) + i] = r[i];
+}
+
+// d += A B^T, A [16][8] and B [8][8] words of 4 bytes, every warp for itself.
+template <typename T>
+__global__ void product(const uint32_t* a, const uint32_t* b, float* d) {
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, warp = threadIdx.x / 32;
+    const uint32_t left[4] = {a[8 * g + t], a[8 * (g + 8) + t], a[8 * g + 4 + t], a[8 * (g + 8) + 4 + t]};
+    float* to[4];
+    float sums[4];
+    for (int i = 0; i < 4; ++i) {
+        to[i] = d + 128 * warp + 8 * (g + i / 2 * 8) + 2 * t + i % 2;
+        sums[i] = *to[i];
+    }
+    vda::multiply_add(sums, left, b[8 * g + t], b[8 * g + 4 + t], T());
+    for (int i = 0; i < 4; ++i) *to[i] = sums[i];
+}
+
+// Two groups of copies, of what `exists` says, read back (by the neighbour, after a barrier) with at most
+// `newest` groups under way.
+__global__ void copies(const float* from, const int* exists, int newest, float* out) {
+    float* shared = vda::dynamic_shared<float>();
+    const int i = threadIdx.x, n = blockDim.x;
+    vda::copy_async_16(vda::shared_address(shared + 4 * i), from + 4 * i, exists[i] != 0);
+    vda::commit_copies();
+    vda::copy_async_4(vda::shared_address(shared + 4 * n + i), from + i, exists[i] != 0);
+    vda::commit_copies();
+    vda::wait_copies(newest);
+    __syncthreads();
+    const int other = (i + 1) % n;
+    for (int k = 0; k < 4; ++k) out[4 * i + k] = shared[4 * other + k];
+    out[4 * n + i] = shared[4 * n + other];
+    __syncthreads();
+    vda::wait_copies(0);
+}
+
+__global__ void rounded(const float* in, uint32_t* out) {
+    const int i = threadIdx.x;
+    out[4 * i] = vda::round_to_tf32(__float_as_uint(in[i]));
+    out[4 * i + 1] = vda::pack_pair(in[i], -in[i], vda::half());
+    out[4 * i + 2] = vda::pack_pair(in[i], -in[i], vda::bfloat16());
+    out[4 * i + 3] = 0;
+}
+
+__global__ void copies_without_a_wait(const float* from) {
+    vda::copy_async_4(vda::shared_address(vda::dynamic_shared<float>() + threadIdx.x), from, true);
+    vda::commit_copies();
+}
+__global__ void copies_without_a_group(const float* from) {
+    vda::copy_async_4(vda::shared_address(vda::dynamic_shared<float>() + threadIdx.x), from, true);
+    vda::wait_copies(0);
+}
+__global__ void copy_to_an_odd_place(const float* from) {
+    vda::copy_async_16(vda::shared_address(vda::dynamic_shared<float>() + 1), from, true);
+}
 __global__ void half_the_block_waits() {
     if (threadIdx.x < blockDim.x / 2) __syncthreads();
 }
@@ -110,8 +177,30 @@ EXPORT int run_atomics(const int* in, int n, int* out) {
     return launch(atomics, dim3(2), dim3(64), 0, nullptr, in, n, out);
 }
 EXPORT int run_fresh_shared(int* out) { return launch(fresh_shared, dim3(1), dim3(16), 16, nullptr, out); }
+EXPORT int run_matrices(const unsigned char* bytes, int n, const int* row, uint32_t* out) {
+    return launch(matrices, dim3(1), dim3(32), size_t(n), nullptr, bytes, n, row, out);
+}
+EXPORT int run_product(int type, const uint32_t* a, const uint32_t* b, float* d) {
+    const auto kernel =
+        type == 0 ? product<float> : (type == 1 ? product<vda::half> : product<vda::bfloat16>);
+    return launch(kernel, dim3(1), dim3(64), 0, nullptr, a, b, d);
+}
+EXPORT int run_copies(const float* from, const int* exists, int newest, float* out, int threads) {
+    return launch(copies, dim3(1), dim3(unsigned(threads)), size_t(threads) * 20, nullptr, from, exists,
+                  newest, out);
+}
+EXPORT int run_rounded(const float* in, uint32_t* out, int n) {
+    return launch(rounded, dim3(1), dim3(unsigned(n)), 0, nullptr, in, out);
+}
 EXPORT int run_misuse(int which, int* out) {
+    alignas(16) static const float zeros[4] = {};
     switch (which) {
+        case 4:
+            return launch(copies_without_a_wait, dim3(1), dim3(8), 32, nullptr, zeros);
+        case 5:
+            return launch(copies_without_a_group, dim3(1), dim3(8), 32, nullptr, zeros);
+        case 6:
+            return launch(copy_to_an_odd_place, dim3(1), dim3(1), 32, nullptr, zeros);
         case 0:
             return launch(half_the_block_waits, dim3(1), dim3(64), 0, nullptr);
         case 1:

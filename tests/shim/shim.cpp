@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <map>
 #include <memory>
 #include <random>
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "cuda_runtime.h"
+#include "mma_shim.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
@@ -28,11 +30,21 @@ namespace {
 constexpr size_t kStackBytes = 256 * 1024;
 constexpr size_t kMaxThreads = 1024;
 
+// An asynchronous copy that has been started; without a source it fills with zeros.
+struct Copy {
+    void* to;
+    const void* from;
+    int bytes;
+};
+
 struct Fiber {
     ucontext_t context;
     void* stack = nullptr;
     void* fake_stack = nullptr;  // AddressSanitizer's, kept while the fiber sleeps
     unsigned thread = 0;         // the thread it is running
+    // Of that thread: copies of the open group, groups that are closed but not waited for (oldest first).
+    std::vector<Copy> copies;
+    std::deque<std::vector<Copy>> groups;
 
     Fiber() {
         stack = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -45,12 +57,15 @@ struct Fiber {
 
 // Lanes of one warp that meet under one mask. Two buffers in turn: a lane can be one exchange ahead, never
 // two.
+template <typename Value>
 struct Meeting {
     unsigned arrived = 0;
     unsigned round = 0;
-    uint64_t value[2][32] = {};
+    Value value[2][32] = {};
     std::vector<Fiber*> waiting;
 };
+template <typename Value>
+using Meetings = std::map<std::pair<unsigned, unsigned>, Meeting<Value>>;  // by (warp, mask)
 
 struct Block {
     const std::function<void()>* thread = nullptr;
@@ -59,8 +74,9 @@ struct Block {
     unsigned finished = 0;
     std::vector<Fiber*> runnable, barrier;
     int barrier_votes = 0, barrier_result = 0;
-    std::map<std::pair<unsigned, unsigned>, Meeting> meetings;  // (warp, mask)
-    std::vector<unsigned> exited;                               // per warp, lanes that returned
+    Meetings<uint64_t> meetings;
+    Meetings<Operands> operand_meetings;
+    std::vector<unsigned> exited;  // per warp, lanes that returned
 };
 
 ucontext_t scheduler;
@@ -112,6 +128,15 @@ void resume(Fiber* fiber) {
     arrive(scheduler_fake_stack, nullptr, nullptr);
 }
 
+// At the end of a thread: empty groups may be left.
+void check_copies() {
+    if (!current->copies.empty()) fail("a thread returned before it closed its group of copies");
+    for (const auto& group : current->groups) {
+        if (!group.empty()) fail("a thread returned before its copies");
+    }
+    current->groups.clear();
+}
+
 void fiber_main() {
     arrive(nullptr, &scheduler_stack, &scheduler_stack_bytes);
     for (;;) {
@@ -120,6 +145,7 @@ void fiber_main() {
             block.unstarted.pop_back();
             become(current->thread);
             (*block.thread)();
+            if (!current->copies.empty() || !current->groups.empty()) check_copies();
             ++block.finished;
             block.exited[current->thread / 32] |= 1u << current->thread % 32;
         }
@@ -164,6 +190,7 @@ void run_block() {
     block.runnable.clear();
     block.barrier.clear();
     block.meetings.clear();
+    block.operand_meetings.clear();
     block.exited.assign((block.threads + 31) / 32, 0);
     std::fill(shared.begin(), shared.end(), 0xcd);  // nobody may count on zeros
     while (block.finished < block.threads && error.empty()) {
@@ -208,12 +235,14 @@ int block_barrier(bool value) {
     return block.barrier_result;
 }
 
-const uint64_t* exchange(unsigned mask, uint64_t value) {
+namespace {
+template <typename Value>
+const Value* meet(Meetings<Value>& meetings, unsigned mask, const Value& value) {
     const unsigned warp = current->thread / 32;
     if (!(mask >> lane() & 1)) fail("a lane called a warp collective whose mask leaves it out");
     if (mask & block.exited[warp]) fail("a warp collective names lanes that have returned");
-    Meeting& meeting = block.meetings[{warp, mask}];
-    uint64_t* values = meeting.value[meeting.round & 1];
+    Meeting<Value>& meeting = meetings[{warp, mask}];
+    Value* values = meeting.value[meeting.round & 1];
     values[lane()] = value;
     meeting.arrived |= 1u << lane();
     if (meeting.arrived == (mask & lanes_of(warp))) {
@@ -226,11 +255,62 @@ const uint64_t* exchange(unsigned mask, uint64_t value) {
     }
     return values;
 }
+}  // namespace
+
+const uint64_t* exchange(unsigned mask, uint64_t value) { return meet(block.meetings, mask, value); }
+
+const Operands* exchange_operands(const Operands& own) {
+    return meet(block.operand_meetings, 0xffffffffu, own);
+}
+
+void start_copy(void* to, const void* from, int bytes, bool exists) {
+    if (reinterpret_cast<uintptr_t>(to) % bytes != 0 || reinterpret_cast<uintptr_t>(from) % bytes != 0)
+        fail("an asynchronous copy is not aligned");
+    memset(to, 0xff, bytes);  // NaN
+    current->copies.push_back({to, exists ? from : nullptr, bytes});
+}
+
+void commit_copies() {
+    current->groups.push_back(std::move(current->copies));
+    current->copies.clear();
+}
+
+void wait_copies(int newest) {
+    while (int(current->groups.size()) > newest) {
+        for (const Copy& copy : current->groups.front()) {
+            if (copy.from != nullptr)
+                memcpy(copy.to, copy.from, copy.bytes);
+            else
+                memset(copy.to, 0, copy.bytes);
+        }
+        current->groups.pop_front();
+    }
+}
+
+int attribute(cudaDeviceAttr which) {
+    const char* given = std::getenv("VDA_SHIM_CAPABILITY");
+    const int capability = given == nullptr ? 90 : std::atoi(given);
+    switch (which) {
+        case cudaDevAttrMultiProcessorCount:
+            return 2;
+        case cudaDevAttrComputeCapabilityMajor:
+            return capability / 10;
+        case cudaDevAttrComputeCapabilityMinor:
+            return capability % 10;
+        case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+            return 1024 * (capability >= 90 && capability < 120   ? 227
+                           : capability == 80 || capability == 87 ? 163
+                           : capability == 75                     ? 64
+                                                                  : 99);
+    }
+    return 0;
+}
 
 int launch(dim3 grid, dim3 threads, size_t shared_bytes, const std::function<void()>& thread) {
     const uint64_t count = uint64_t(threads.x) * threads.y * threads.z;
     if (count == 0 || count > kMaxThreads || threads.z > 64 || grid.x == 0 || grid.y == 0 || grid.z == 0 ||
-        grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535 || shared_bytes > 227 * 1024) {
+        grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535 ||
+        shared_bytes > size_t(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin))) {
         return cudaErrorInvalidConfiguration;
     }
     const char* seed = std::getenv("VDA_SHIM_SEED");

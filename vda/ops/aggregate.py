@@ -84,13 +84,13 @@ def aggregate(
     Raises:
         TypeError, ValueError: naming the argument, what was wanted and what was found.
     """
-    _lib.check(probs, "probs", _lib.FLOAT, ("B", "K", "H", "W"))
+    _lib.check_planes(probs, "probs", _lib.FLOAT, ("B", "K", "H", "W"))
     B, K, H, W = probs.shape
-    _lib.check(neighbour_probs, "neighbour_probs", (probs.dtype,), (B, "J", K, H, W))
+    _lib.check_planes(neighbour_probs, "neighbour_probs", (probs.dtype,), (B, "J", K, H, W))
     J = neighbour_probs.shape[1]
-    _lib.check(flows, "flows", _lib.FLOW, (B, J, 2, H, W))
-    _lib.check(frame, "frame", _lib.FLOAT, (B, "C", H, W))
-    _lib.check(neighbour_frames, "neighbour_frames", (frame.dtype,), (B, J, frame.shape[1], H, W))
+    _lib.check_planes(flows, "flows", _lib.FLOW, (B, J, 2, H, W))
+    _lib.check_planes(frame, "frame", _lib.FLOAT, (B, "C", H, W))
+    _lib.check_planes(neighbour_frames, "neighbour_frames", (frame.dtype,), (B, J, frame.shape[1], H, W))
     tensors = {
         "probs": probs,
         "neighbour_probs": neighbour_probs,
@@ -103,7 +103,7 @@ def aggregate(
     limit = squared_limit(alpha, threshold, squared)
     if _lib.use_reference(probs):
         return aggregate_reference(*tensors.values(), alpha=alpha, threshold=threshold, squared=squared)
-    return torch.ops.vda.aggregate(*tensors.values(), limit)
+    return _aggregate_op(*tensors.values(), limit)
 
 
 # ---- torch.ops.vda.aggregate ----
@@ -139,10 +139,10 @@ def _aggregate(
 def _aggregate_fake(
     probs: Tensor, neighbour_probs: Tensor, flows: Tensor, frame: Tensor, neighbour_frames: Tensor, limit: float
 ) -> Tensor:
-    return probs.new_empty(probs.shape)
+    return _lib.empty(probs)
 
 
-_lib.define(
+_aggregate_op = _lib.define(
     "aggregate(Tensor probs, Tensor neighbour_probs, Tensor flows, Tensor frame, Tensor neighbour_frames, "
     "float limit) -> Tensor",
     _aggregate,

@@ -9,6 +9,8 @@ Probabilities are never stored for a whole frame: not differentiable, nothing to
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -69,6 +71,7 @@ def aggregate_labels_reference(
 # ---- checks and call ----
 
 
+@_lib.arrays
 def aggregate_labels(
     logits: Tensor,
     neighbour_logits: Tensor,
@@ -104,14 +107,14 @@ def aggregate_labels(
     Raises:
         TypeError, ValueError: naming the argument, what was wanted and what was found.
     """
-    _lib.check(logits, "logits", _lib.FLOAT, ("B", "K", "h", "w"))
+    _lib.check_planes(logits, "logits", _lib.FLOAT, ("B", "K", "h", "w"))
     B, K, h, w = logits.shape
-    _lib.check(neighbour_logits, "neighbour_logits", (logits.dtype,), (B, "J", K, h, w))
+    _lib.check_planes(neighbour_logits, "neighbour_logits", (logits.dtype,), (B, "J", K, h, w))
     J = neighbour_logits.shape[1]
-    _lib.check(frame, "frame", _lib.FLOAT, (B, "C", "H", "W"))
+    _lib.check_planes(frame, "frame", _lib.FLOAT, (B, "C", "H", "W"))
     H, W = frame.shape[-2:]
-    _lib.check(flows, "flows", _lib.FLOW, (B, J, 2, H, W))
-    _lib.check(neighbour_frames, "neighbour_frames", (frame.dtype,), (B, J, frame.shape[1], H, W))
+    _lib.check_planes(flows, "flows", _lib.FLOW, (B, J, 2, H, W))
+    _lib.check_planes(neighbour_frames, "neighbour_frames", (frame.dtype,), (B, J, frame.shape[1], H, W))
     if not (1 <= K <= 255 and min(h, w) >= 1):
         raise ValueError(f"logits: wanted 1 to 255 classes and at least one pixel, got shape {list(logits.shape)}")
     if J > MAX_NEIGHBOURS:
@@ -120,6 +123,8 @@ def aggregate_labels(
         _lib.check(weight, "weight", (torch.float32, torch.float64), (K,))
     histogram = None
     if thresholds is not None:
+        if not isinstance(thresholds, ClassThresholds):
+            raise TypeError(f"thresholds: wanted a ClassThresholds, got {type(thresholds).__name__}")
         histogram = thresholds.histogram
         if histogram.shape[0] != K:
             raise ValueError(f"thresholds: wanted {K} classes, got {histogram.shape[0]}")
@@ -144,8 +149,8 @@ def aggregate_labels(
             thresholds=thresholds,
         )
     if histogram is None:
-        return torch.ops.vda.aggregate_labels(*tensors.values(), limit, align_corners, weight)
-    return torch.ops.vda.aggregate_labels_count(histogram, *tensors.values(), limit, align_corners, weight)
+        return _aggregate_labels_op(*tensors.values(), limit, align_corners, weight)
+    return _aggregate_labels_count_op(histogram, *tensors.values(), limit, align_corners, weight)
 
 
 # ---- torch.ops.vda.aggregate_labels ----
@@ -168,35 +173,33 @@ def _run(
     if on_cpu:  # 1/64 of the pixels of the result: contiguous copies cost nothing
         logits, neighbour_logits = logits.float().contiguous(), neighbour_logits.float().contiguous()
     frame, neighbour_frames = frame.float(), neighbour_frames.float()
-    label = logits.new_empty((B, H, W), dtype=torch.uint8)
-    confidence = logits.new_empty((B, H, W), dtype=torch.float16)
-    sizes = {"batch": B, "classes": K, "neighbours": flows.shape[1], "height": H, "width": W, "logit_width": w}
-    workspace = None
+    label, confidence = _fake(logits, frame)
+    members: dict[str, Any] = {
+        "logits": logits,
+        "neighbour_logits": neighbour_logits,
+        "flows": flows,
+        "frame": frame,
+        "neighbour_frames": neighbour_frames,
+        "weight": None if weight is None else weight.float().contiguous(),
+        "label": label,
+        "confidence": confidence,
+        "histogram": histogram,
+        "workspace": None,
+        "batch": B,
+        "classes": K,
+        "neighbours": flows.shape[1],
+        "channels": C,
+        "height": H,
+        "width": W,
+        "logit_height": h,
+        "logit_width": w,
+        "dtype": _lib.dtype_name(logits),
+        "align_corners": align_corners,
+        "limit": limit,
+    }
     if on_cpu:
-        module, _ = _lib.load()
-        assert module is not None
-        needed = module.aggregate_labels_workspace(torch.get_num_threads(), **sizes)
-        workspace = logits.new_empty(needed, dtype=torch.uint8)
-    _lib.call(
-        "aggregate_labels",
-        logits,
-        logits=logits,
-        neighbour_logits=neighbour_logits,
-        flows=flows,
-        frame=frame,
-        neighbour_frames=neighbour_frames,
-        weight=None if weight is None else weight.float().contiguous(),
-        label=label,
-        confidence=confidence,
-        histogram=histogram,
-        workspace=workspace,
-        channels=C,
-        logit_height=h,
-        dtype=_lib.dtype_name(logits),
-        align_corners=align_corners,
-        limit=limit,
-        **sizes,
-    )
+        members["workspace"] = _lib.workspace("aggregate_labels", logits, **members)
+    _lib.call("aggregate_labels", logits, **members)
     return label, confidence
 
 
@@ -222,12 +225,12 @@ _ARGUMENTS = (
     "Tensor logits, Tensor neighbour_logits, Tensor flows, Tensor frame, Tensor neighbour_frames, float limit, "
     "bool align_corners, Tensor? weight"
 )
-_lib.define(
+_aggregate_labels_op = _lib.define(
     f"aggregate_labels({_ARGUMENTS}) -> (Tensor, Tensor)",
     _aggregate_labels,
     lambda logits, neighbour_logits, flows, frame, *_: _fake(logits, frame),
 )
-_lib.define(
+_aggregate_labels_count_op = _lib.define(
     f"aggregate_labels_count(Tensor(a!) histogram, {_ARGUMENTS}) -> (Tensor, Tensor)",
     _run,
     lambda histogram, logits, neighbour_logits, flows, frame, *_: _fake(logits, frame),

@@ -47,8 +47,8 @@ def apply_thresholds(
     Raises:
         TypeError, ValueError: naming the argument, what was wanted and what was found.
     """
-    _lib.check(label, "label", (torch.uint8,), ("B", "H", "W"))
-    _lib.check(confidence, "confidence", _lib.FLOAT, label.shape)
+    _lib.check_planes(label, "label", (torch.uint8,), ("B", "H", "W"))
+    _lib.check_planes(confidence, "confidence", _lib.FLOAT, label.shape)
     check_theta(theta, "theta", len(label))
     _lib.check_option(rule, "rule", RULES)
     check_ignore_index(ignore_index)
@@ -56,7 +56,7 @@ def apply_thresholds(
     _lib.refuse_gradient(confidence=confidence, theta=theta)
     if _lib.use_reference(label):
         return apply_thresholds_reference(label, confidence, theta, rule=rule, ignore_index=ignore_index)
-    return torch.ops.vda.apply_thresholds(label, confidence, theta, rule, ignore_index)
+    return _apply_thresholds_op(label, confidence, theta, rule, ignore_index)
 
 
 def check_theta(theta: object, name: str, batch: int) -> None:
@@ -69,7 +69,8 @@ def check_theta(theta: object, name: str, batch: int) -> None:
 
 
 def check_ignore_index(ignore_index: int) -> None:
-    """Raise ValueError unless it fits a byte."""
+    """Raise unless it is an int that fits a byte."""
+    _lib.check_number(ignore_index, "ignore_index", "an int")
     if not 0 <= ignore_index <= 255:
         raise ValueError(f"ignore_index: wanted 0 .. 255, got {ignore_index}")
 
@@ -85,7 +86,7 @@ def theta_rows(theta: Tensor) -> Tensor:
 
 
 def _apply_thresholds(label: Tensor, confidence: Tensor, theta: Tensor, rule: str, ignore_index: int) -> Tensor:
-    out = label.new_empty(label.shape)
+    out = _lib.empty(label)
     B, H, W = label.shape
     _lib.call(
         "apply_thresholds",
@@ -105,10 +106,10 @@ def _apply_thresholds(label: Tensor, confidence: Tensor, theta: Tensor, rule: st
 
 
 def _apply_thresholds_fake(label: Tensor, confidence: Tensor, theta: Tensor, rule: str, ignore_index: int) -> Tensor:
-    return label.new_empty(label.shape)
+    return _lib.empty(label)
 
 
-_lib.define(
+_apply_thresholds_op = _lib.define(
     "apply_thresholds(Tensor label, Tensor confidence, Tensor theta, str rule, int ignore_index) -> Tensor",
     _apply_thresholds,
     _apply_thresholds_fake,

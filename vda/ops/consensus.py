@@ -97,18 +97,18 @@ def consensus(
         TypeError, ValueError: naming the argument, what was wanted and what was found.
     """
     _lib.check_option(mode, "mode", MODES)
-    _lib.check(label, "label", (torch.uint8,), ("B", "H", "W"))
-    _lib.check(reference, "reference", (torch.uint8,), label.shape)
-    _lib.check(flow, "flow", _lib.FLOW, (label.shape[0], 2, *label.shape[1:]))
+    _lib.check_planes(label, "label", (torch.uint8,), ("B", "H", "W"))
+    _lib.check_planes(reference, "reference", (torch.uint8,), label.shape)
+    _lib.check_planes(flow, "flow", _lib.FLOW, (label.shape[0], 2, *label.shape[1:]))
     if visible is not None:
         if mode != "fill_in":
             raise ValueError(f"visible: wanted None unless mode is 'fill_in', got a tensor with mode {mode!r}")
-        _lib.check(visible, "visible", (torch.bool,), label.shape)
+        _lib.check_planes(visible, "visible", (torch.bool,), label.shape)
     check_ignore_index(ignore_index)
     _lib.check_devices(label=label, reference=reference, flow=flow, visible=visible)
+    _lib.refuse_gradient(flow=flow)
     if predictions is not None:
         _check_predictions(predictions, label)
-    flow = flow.detach()
     if _lib.use_reference(label):
         return consensus_reference(
             label,
@@ -120,9 +120,9 @@ def consensus(
             predictions=predictions,
         )
     if predictions is None:
-        return torch.ops.vda.consensus(label, reference, flow, visible, mode, ignore_index, None, None, None, None, "")
+        return _consensus_op(label, reference, flow, visible, mode, ignore_index, None, None, None, None, "")
     theta = predictions.theta
-    return torch.ops.vda.consensus(
+    return _consensus_op(
         label,
         reference,
         flow,
@@ -138,9 +138,11 @@ def consensus(
 
 
 def _check_predictions(predictions: Predictions, label: Tensor) -> None:
+    if not isinstance(predictions, Predictions):
+        raise TypeError(f"predictions: wanted Predictions, got {type(predictions).__name__}")
     confidence, other = predictions.confidence, predictions.reference_confidence
-    _lib.check(confidence, "predictions.confidence", _lib.FLOAT, label.shape)
-    _lib.check(other, "predictions.reference_confidence", (confidence.dtype,), label.shape)
+    _lib.check_planes(confidence, "predictions.confidence", _lib.FLOAT, label.shape)
+    _lib.check_planes(other, "predictions.reference_confidence", (confidence.dtype,), label.shape)
     thetas = {"predictions.theta": predictions.theta}
     check_theta(predictions.theta, "predictions.theta", len(label))
     if predictions.reference_theta is not None:
@@ -175,7 +177,7 @@ def _consensus(
     reference_theta: Tensor | None,
     rule: str,
 ) -> Tensor:
-    out = label.new_empty(label.shape)
+    out = _lib.empty(label)
     B, H, W = label.shape
     _lib.call(
         "consensus",
@@ -201,10 +203,10 @@ def _consensus(
 
 
 def _consensus_fake(label: Tensor, *_: object) -> Tensor:
-    return label.new_empty(label.shape)
+    return _lib.empty(label)
 
 
-_lib.define(
+_consensus_op = _lib.define(
     "consensus(Tensor label, Tensor reference, Tensor flow, Tensor? visible, str mode, int ignore_index, "
     "Tensor? confidence, Tensor? reference_confidence, Tensor? theta, Tensor? reference_theta, str rule) -> Tensor",
     _consensus,

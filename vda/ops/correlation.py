@@ -9,6 +9,10 @@ entry of a pixel estimates the flow from the first frame to the second. With g =
     grad_f1(p) = scale sum_d g_d(p) f2(p + d)        grad_f2(p) = scale sum_d g_d(p - d) f1(p - d)
 
 Both are gathers: no atomics, the same bits on every run. Differentiable: f1 and f2, once.
+
+On GPUs from compute capability 8.0 on, float16 and bfloat16 run on tensor cores, and float32 where torch lets matrix
+products use TF32 (`torch.backends.cuda.matmul.fp32_precision`); otherwise float32 is exact. Channels-last maps whose
+pixels are aligned to 16 bytes are read where they lie, others are transposed first.
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import _lib
+
+_MOST = 1 << 14  # D * D and positions a few strides outside the frame still fit 32 bits
 
 # ---- reference ----
 
@@ -65,8 +71,8 @@ def correlation(
         f1: [B, C, H, W] features of the first frame, float32, float16, bfloat16 or float64, any strides
             (channels-last and expanded included).
         f2: like f1, of the second frame.
-        max_displacement: largest |dx| and |dy|, in pixels of the feature map; at least 1.
-        stride: pixels between neighbouring displacements; at least 1.
+        max_displacement: largest |dx| and |dy|, in pixels of the feature map; 1 to 16384.
+        stride: pixels between neighbouring displacements; 1 to 16384.
         scale: factor of the sum over channels; default 1/C, the mean. (1 is the plain sum of
             spatial-correlation-sampler and mmcv, C**-0.5 the scale of RAFT.)
         negative_slope: of a LeakyReLU applied to the result on the way out, in (0, 1]; 1 is none, FlowNetC has 0.1.
@@ -93,24 +99,28 @@ def correlation(
             negative_slope=negative_slope,
         )
     scale = 1 / f1.shape[1] if scale is None else scale
-    return torch.ops.vda.correlation(f1, f2, max_displacement // stride, stride, scale, negative_slope)
+    return _correlation_op(f1, f2, max_displacement // stride, stride, scale, negative_slope)
 
 
 def _check(f1: Tensor, f2: Tensor, max_displacement: int, stride: int) -> None:
-    _lib.check(f1, "f1", _lib.FLOAT_AND_DOUBLE, ("B", "C", "H", "W"))
-    _lib.check(f2, "f2", (f1.dtype,), f1.shape)
+    _lib.check_planes(f1, "f1", _lib.FLOAT_AND_DOUBLE, ("B", "C", "H", "W"))
+    _lib.check_planes(f2, "f2", (f1.dtype,), f1.shape)
     _lib.check_devices(f1=f1, f2=f2)
     if f1.shape[1] == 0:
         raise ValueError(f"f1: wanted at least one channel, got shape {list(f1.shape)}")
     for name, value in (("max_displacement", max_displacement), ("stride", stride)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name}: wanted an int, got {type(value).__name__}")
+        _lib.check_number(value, name, "an int")
         if value < 1:
             raise ValueError(f"{name}: wanted at least 1, got {value}")
+        if value > _MOST:
+            raise ValueError(f"{name}: wanted at most {_MOST}, got {value}")
 
 
 def _check_numbers(scale: float | None, negative_slope: float) -> None:
-    if scale is not None and not math.isfinite(scale):
+    if scale is not None:
+        _lib.check_number(scale, "scale")
+    _lib.check_number(negative_slope, "negative_slope")
+    if scale is not None and not -math.inf < scale < math.inf:
         raise ValueError(f"scale: wanted a finite number, got {scale}")
     if not 0 < negative_slope <= 1:
         raise ValueError(f"negative_slope: wanted a number in (0, 1], got {negative_slope}")
@@ -119,9 +129,12 @@ def _check_numbers(scale: float | None, negative_slope: float) -> None:
 # ---- torch.ops.vda.correlation ----
 
 
-def _sizes(f1: Tensor, radius: int, stride: int, scale: float) -> dict[str, object]:
+def _members(f1: Tensor, f2: Tensor, radius: int, stride: int, scale: float) -> dict[str, object]:
     B, C, H, W = f1.shape
     return {
+        "f1": f1,
+        "f2": f2,
+        "workspace": None,
         "batch": B,
         "channels": C,
         "height": H,
@@ -130,31 +143,19 @@ def _sizes(f1: Tensor, radius: int, stride: int, scale: float) -> dict[str, obje
         "stride": stride,
         "dtype": _lib.dtype_name(f1),
         "scale": scale,
+        # Read when the kernel runs, like torch's own matrix products do.
+        "allow_tf32": torch.backends.cuda.matmul.fp32_precision == "tf32",
     }
 
 
-def _workspace(x: Tensor, backward: bool, sizes: dict[str, object]) -> Tensor | None:
-    """Room for the packed operands of the CPU kernels, which get as many threads as `_lib.call` gives them."""
-    if _lib.on_cuda(x):
-        return None
-    module, _ = _lib.load()
-    assert module is not None
-    return x.new_empty(module.correlation_workspace(backward, torch.get_num_threads(), **sizes), dtype=torch.uint8)
+def _call(name: str, first: Tensor, members: dict[str, object]) -> None:
+    _lib.call(name, first, **members | {"workspace": _lib.workspace(name, first, **members)})
 
 
 def _correlation(f1: Tensor, f2: Tensor, radius: int, stride: int, scale: float, negative_slope: float) -> Tensor:
     out = _correlation_fake(f1, f2, radius, stride, scale, negative_slope)
-    sizes = _sizes(f1, radius, stride, scale)
-    _lib.call(
-        "correlation",
-        f1,
-        f1=f1,
-        f2=f2,
-        out=out,
-        workspace=_workspace(f1, False, sizes),
-        negative_slope=negative_slope,
-        **sizes,
-    )
+    members = _members(f1, f2, radius, stride, scale) | {"out": out, "negative_slope": negative_slope}
+    _call("correlation", f1, members)
     return out
 
 
@@ -168,25 +169,31 @@ def _correlation_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of f1 and f2; an empty tensor for the one that is not needed."""
     grads = _correlation_backward_fake(grad, f1, f2, radius, stride, scale, need_f1, need_f2)
-    sizes = _sizes(f1, radius, stride, scale)
-    _lib.call(
-        "correlation_backward",
-        f1,
-        f1=f1,
-        f2=f2,
-        grad_out=grad,
-        grad_f1=grads[0] if need_f1 else None,
-        grad_f2=grads[1] if need_f2 else None,
-        workspace=_workspace(f1, True, sizes),
-        **sizes,
-    )
+    members = _members(f1, f2, radius, stride, scale) | {
+        "grad_out": grad,
+        "grad_f1": grads[0] if need_f1 else None,
+        "grad_f2": grads[1] if need_f2 else None,
+        "channels_last": _channels_last(f1, f2),
+    }
+    _call("correlation_backward", f1, members)
     return grads
 
 
 def _correlation_backward_fake(
     grad: Tensor, f1: Tensor, f2: Tensor, radius: int, stride: int, scale: float, need_f1: bool, need_f2: bool
 ) -> tuple[Tensor, Tensor]:
-    return f1.new_empty(f1.shape if need_f1 else 0), f2.new_empty(f2.shape if need_f2 else 0)
+    layout = torch.channels_last if _channels_last(f1, f2) else torch.contiguous_format
+    return (
+        torch.empty_like(f1, memory_format=layout) if need_f1 else f1.new_empty(0),
+        torch.empty_like(f2, memory_format=layout) if need_f2 else f2.new_empty(0),
+    )
+
+
+def _channels_last(f1: Tensor, f2: Tensor) -> bool:
+    """Whether the gradients are channels-last too: both maps are, on CUDA (the CPU kernels write planes)."""
+    return _lib.on_cuda(f1) and all(
+        f.is_contiguous(memory_format=torch.channels_last) and not f.is_contiguous() for f in (f1, f2)
+    )
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -199,20 +206,18 @@ def _backward(ctx, grad):  # type: ignore[no-untyped-def]
     if out is not None:
         grad = torch.ops.aten.leaky_relu_backward(grad, out, ctx.negative_slope, True)
     need_f1, need_f2 = ctx.needs_input_grad[:2]
-    grad_f1, grad_f2 = torch.ops.vda.correlation_backward(
-        grad, f1, f2, ctx.radius, ctx.stride, ctx.scale, need_f1, need_f2
-    )
+    grad_f1, grad_f2 = _correlation_backward_op(grad, f1, f2, ctx.radius, ctx.stride, ctx.scale, need_f1, need_f2)
     return grad_f1 if need_f1 else None, grad_f2 if need_f2 else None, None, None, None, None
 
 
-_lib.define(
+_correlation_op = _lib.define(
     "correlation(Tensor f1, Tensor f2, int radius, int stride, float scale, float negative_slope) -> Tensor",
     _correlation,
     _correlation_fake,
     _backward,
     _setup_context,
 )
-_lib.define(
+_correlation_backward_op = _lib.define(
     "correlation_backward(Tensor grad, Tensor f1, Tensor f2, int radius, int stride, float scale, bool need_f1, "
     "bool need_f2) -> (Tensor, Tensor)",
     _correlation_backward,

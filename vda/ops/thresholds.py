@@ -136,7 +136,7 @@ def class_thresholds(
     _lib.refuse_gradient(confidence=confidence, theta=theta)
     if _lib.use_reference(confidence):
         return class_thresholds_reference(confidence, label, theta, alpha=alpha, beta=beta, gamma=gamma, rule=rule)
-    return torch.ops.vda.class_thresholds(confidence, label, theta, alpha, beta, gamma, rule)
+    return _class_thresholds_op(confidence, label, theta, alpha, beta, gamma, rule)
 
 
 class ClassThresholds:
@@ -167,6 +167,7 @@ class ClassThresholds:
         rule: str = "paper",
         device: torch.device | str = "cpu",
     ) -> None:
+        _lib.check_number(num_classes, "num_classes", "an int")
         if not 1 <= num_classes <= IGNORE:
             raise ValueError(f"num_classes: wanted 1 to {IGNORE}, got {num_classes}")
         _check_numbers(alpha, beta, gamma, rule)
@@ -178,6 +179,7 @@ class ClassThresholds:
         """[K] int64, pixels counted so far per class."""
         return self.histogram.sum(1)
 
+    @_lib.arrays
     def update(self, confidence: Tensor, label: Tensor) -> None:
         """Count one or more frames; arguments and what is skipped as in `class_thresholds`."""
         label = _check_pixels(confidence, label, self.histogram.shape[0])
@@ -186,15 +188,18 @@ class ClassThresholds:
         if _lib.use_reference(confidence):
             _histogram_reference(self.histogram, confidence, label)
         else:
-            torch.ops.vda.threshold_histogram(self.histogram, confidence, label)
+            _threshold_histogram_op(self.histogram, confidence, label)
 
     def merge(self, other: ClassThresholds) -> None:
         """Add the counts of another instance, such as one that saw other frames of the clip on another machine."""
+        if not isinstance(other, ClassThresholds):
+            raise TypeError(f"other: wanted a ClassThresholds, got {type(other).__name__}")
         if other.histogram.shape != self.histogram.shape:
             K, got = self.histogram.shape[0], other.histogram.shape[0]
             raise ValueError(f"other: wanted {K} classes, got {got}")
         self.histogram += other.histogram.to(self.histogram.device)
 
+    @_lib.arrays
     def finish(self, theta: Tensor) -> Tensor:
         """New thresholds from theta [K] and all updates since the last `reset`; the counts stay as they are."""
         _check_theta(theta)
@@ -204,7 +209,7 @@ class ClassThresholds:
         arguments = (self.histogram, theta, self.alpha, self.beta, self.gamma, self.rule)
         if _lib.use_reference(theta):
             return _finish_reference(*arguments)
-        return torch.ops.vda.threshold_finish(*arguments)
+        return _threshold_finish_op(*arguments)
 
     def reset(self) -> None:
         """Forget all updates, for the next clip."""
@@ -219,7 +224,7 @@ def _check_theta(theta: Tensor) -> None:
 
 def _check_pixels(confidence: Tensor, label: Tensor, classes: int) -> Tensor:
     """The labels as uint8, everything that is no class as 255."""
-    _lib.check(confidence, "confidence", _lib.FLOAT, getattr(confidence, "shape", ()))
+    _lib.check(confidence, "confidence", _lib.FLOAT, None)
     _lib.check(label, "label", _LABELS, confidence.shape)
     if label.dtype == torch.uint8:
         return label
@@ -227,6 +232,8 @@ def _check_pixels(confidence: Tensor, label: Tensor, classes: int) -> Tensor:
 
 
 def _check_numbers(alpha: float, beta: float, gamma: float, rule: str) -> None:
+    for name, value in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
+        _lib.check_number(value, name)
     for name, value in (("alpha", alpha), ("beta", beta)):
         if not 0 <= value <= 1:
             raise ValueError(f"{name}: wanted a number in [0, 1], got {value}")
@@ -336,17 +343,17 @@ def _class_thresholds(
     return _finish(histogram, theta, again, label, alpha, beta, gamma, rule)
 
 
-_lib.define(
+_threshold_histogram_op = _lib.define(
     "threshold_histogram(Tensor(a!) histogram, Tensor confidence, Tensor label) -> ()",
     _threshold_histogram,
     lambda histogram, confidence, label: None,
 )
-_lib.define(
+_threshold_finish_op = _lib.define(
     "threshold_finish(Tensor histogram, Tensor theta, float alpha, float beta, float gamma, str rule) -> Tensor",
     _threshold_finish,
     lambda histogram, theta, alpha, beta, gamma, rule: theta.new_empty(theta.shape),
 )
-_lib.define(
+_class_thresholds_op = _lib.define(
     "class_thresholds(Tensor confidence, Tensor label, Tensor theta, float alpha, float beta, float gamma, str rule) "
     "-> Tensor",
     _class_thresholds,

@@ -72,7 +72,9 @@ def squared_limit(alpha: float, threshold: float, squared: bool) -> float:
     Solved once in double precision, so that a pixel costs no exp and no root. Infinite where every finite error
     passes.
     """
-    if not (math.isfinite(alpha) and alpha >= 0):
+    _lib.check_number(alpha, "alpha")
+    _lib.check_number(threshold, "threshold")
+    if not 0 <= alpha < math.inf:
         raise ValueError(f"alpha: wanted a finite number >= 0, got {alpha}")
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold: wanted a number in [0, 1], got {threshold}")
@@ -130,8 +132,8 @@ def warp(image: Tensor, flow: Tensor, *, mode: str = "bilinear", padding: str = 
     if _lib.use_reference(image):
         return warp_reference(image, flow, mode=mode, padding=padding, fill=fill)
     if image.dim() == 3:
-        return torch.ops.vda.warp(image[:, None], flow, mode, padding, fill)[:, 0]
-    return torch.ops.vda.warp(image, flow, mode, padding, fill)
+        return _warp_op(image[:, None], flow, mode, padding, fill)[:, 0]
+    return _warp_op(image, flow, mode, padding, fill)
 
 
 @_lib.arrays
@@ -155,34 +157,40 @@ def warp_occlusion(
         visible: [B, H, W] bool. False where the position leaves [0, W-1] x [0, H-1] or is not finite, whatever
             the colours: a dark scene would otherwise match the zeros outside.
 
-    Not differentiable: visible is a decision, and the warped frame serves only to take it.
+    Not differentiable: visible is a decision, and the warped frame serves only to take it. Use it under
+    `torch.no_grad()` or on detached tensors.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was wanted and what was found.
     """
     _check_float_image(frame, "frame")
-    _lib.check(neighbour, "neighbour", (frame.dtype,), frame.shape)
+    _lib.check_planes(neighbour, "neighbour", (frame.dtype,), frame.shape)
     _check_flow(flow, frame)
     _lib.check_devices(frame=frame, neighbour=neighbour, flow=flow)
+    _lib.refuse_gradient(frame=frame, neighbour=neighbour, flow=flow)
     limit = squared_limit(alpha, threshold, squared)
     if _lib.use_reference(frame):
         return warp_occlusion_reference(frame, neighbour, flow, alpha=alpha, threshold=threshold, squared=squared)
-    return torch.ops.vda.warp_occlusion(frame.detach(), neighbour.detach(), flow.detach(), limit)
+    return _warp_occlusion_op(frame, neighbour, flow, limit)
 
 
 def _check_float_image(image: Tensor, name: str) -> None:
-    _lib.check(image, name, _lib.FLOAT_AND_DOUBLE, ("B", "C", "H", "W"))
+    _lib.check_planes(image, name, _lib.FLOAT_AND_DOUBLE, ("B", "C", "H", "W"))
 
 
 def _check_flow(flow: Tensor, image: Tensor) -> None:
     types = (*_lib.FLOW, torch.float64) if image.dtype == torch.float64 else _lib.FLOW
-    _lib.check(flow, "flow", types, (image.shape[0], 2, *image.shape[-2:]))
+    _lib.check_planes(flow, "flow", types, (image.shape[0], 2, *image.shape[-2:]))
 
 
 def _check_warp(image: Tensor, flow: Tensor, mode: str, padding: str, fill: float) -> None:
     _lib.check_option(mode, "mode", ("bilinear", "nearest"))
     _lib.check_option(padding, "padding", ("zeros", "border"))
+    _lib.check_number(fill, "fill")
     if mode == "nearest" and isinstance(image, Tensor) and image.dtype in _LABELS:
-        _lib.check(image, "image", _LABELS, ("B", "H", "W"))
+        _lib.check_planes(image, "image", _LABELS, ("B", "H", "W"))
         range_ = torch.iinfo(image.dtype)
-        if fill != int(fill) or not range_.min <= fill <= range_.max:
+        if not range_.min <= fill <= range_.max or fill != int(fill):
             raise ValueError(f"fill: wanted an integer that {str(image.dtype)[6:]} can hold, got {fill}")
     else:
         _check_float_image(image, "image")
@@ -190,6 +198,8 @@ def _check_warp(image: Tensor, flow: Tensor, mode: str, padding: str, fill: floa
         raise ValueError(f"fill: wanted 0 unless mode is 'nearest' and padding 'zeros', got {fill}")
     _check_flow(flow, image)
     _lib.check_devices(image=image, flow=flow)
+    if not image.is_floating_point():
+        _lib.refuse_gradient(flow=flow)
 
 
 def _sizes(image: Tensor) -> dict[str, int]:
@@ -201,7 +211,7 @@ def _sizes(image: Tensor) -> dict[str, int]:
 
 
 def _warp(image: Tensor, flow: Tensor, mode: str, padding: str, fill: float) -> Tensor:
-    out = image.new_empty(image.shape)
+    out = _lib.empty(image)
     members = {"image": image, "flow": flow, "out": out, "padding": padding, **_sizes(image)}
     if mode == "bilinear":
         _lib.call("warp", image, dtype=_lib.dtype_name(image), **members)
@@ -219,7 +229,7 @@ def _warp(image: Tensor, flow: Tensor, mode: str, padding: str, fill: float) -> 
 
 
 def _warp_fake(image: Tensor, flow: Tensor, mode: str, padding: str, fill: float) -> Tensor:
-    return image.new_empty(image.shape)
+    return _lib.empty(image)
 
 
 def _fixed_point_scale(grad: Tensor) -> Tensor:
@@ -283,9 +293,7 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def _backward(ctx, grad):  # type: ignore[no-untyped-def]
     need_image, need_flow = ctx.needs_input_grad[:2]
-    grad_image, grad_flow = torch.ops.vda.warp_backward(
-        grad, *ctx.saved_tensors, ctx.mode, ctx.padding, need_image, need_flow
-    )
+    grad_image, grad_flow = _warp_backward_op(grad, *ctx.saved_tensors, ctx.mode, ctx.padding, need_image, need_flow)
     return grad_image if need_image else None, grad_flow if need_flow else None, None, None, None
 
 
@@ -293,9 +301,7 @@ def _backward(ctx, grad):  # type: ignore[no-untyped-def]
 
 
 def _warp_occlusion(frame: Tensor, neighbour: Tensor, flow: Tensor, limit: float) -> tuple[Tensor, Tensor]:
-    B, _, H, W = frame.shape
-    warped = frame.new_empty(frame.shape)
-    visible = frame.new_empty((B, H, W), dtype=torch.bool)
+    warped, visible = _warp_occlusion_fake(frame, neighbour, flow, limit)
     _lib.call(
         "warp_occlusion",
         frame,
@@ -313,23 +319,23 @@ def _warp_occlusion(frame: Tensor, neighbour: Tensor, flow: Tensor, limit: float
 
 def _warp_occlusion_fake(frame: Tensor, neighbour: Tensor, flow: Tensor, limit: float) -> tuple[Tensor, Tensor]:
     B, _, H, W = frame.shape
-    return frame.new_empty(frame.shape), frame.new_empty((B, H, W), dtype=torch.bool)
+    return _lib.empty(frame), _lib.empty(frame, (B, H, W), torch.bool)
 
 
-_lib.define(
+_warp_op = _lib.define(
     "warp(Tensor image, Tensor flow, str mode, str padding, float fill) -> Tensor",
     _warp,
     _warp_fake,
     _backward,
     _setup_context,
 )
-_lib.define(
+_warp_backward_op = _lib.define(
     "warp_backward(Tensor grad, Tensor image, Tensor flow, str mode, str padding, bool need_image, "
     "bool need_flow) -> (Tensor, Tensor)",
     _warp_backward,
     _warp_backward_fake,
 )
-_lib.define(
+_warp_occlusion_op = _lib.define(
     "warp_occlusion(Tensor frame, Tensor neighbour, Tensor flow, float limit) -> (Tensor, Tensor)",
     _warp_occlusion,
     _warp_occlusion_fake,
