@@ -12,8 +12,8 @@ from shared import shared_data
 
 from vda.config import Flow
 from vda.errors import UsageError
-from vda.flow import DISFlow, ExactFlow, NetworkFlow, PrecomputedFlow, provider
 from vda.flow.flownet2 import VARIANTS
+from vda.flow.providers import DISFlow, ExactFlow, NetworkFlow, PrecomputedFlow, provider
 
 PRESETS = ["ultrafast", "fast", "medium"]
 

@@ -12,8 +12,8 @@ from clips import ArrayClip, dataset, scrolling_clip
 
 from vda.data.clip import Clip, FlowField, VideoDataset
 from vda.errors import UsageError
-from vda.flow import CachedFlow, DISFlow, ExactFlow, precompute
-from vda.flow.cache import MANIFEST, UNKNOWN, decode, encode, pair_path
+from vda.flow.cache import MANIFEST, UNKNOWN, CachedFlow, decode, encode, pair_path, precompute
+from vda.flow.providers import DISFlow, ExactFlow
 
 
 def clips() -> VideoDataset:

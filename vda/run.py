@@ -17,7 +17,8 @@ from vda.data import VideoDataset, open_dataset
 from vda.data.transforms import Augment
 from vda.data.tubes import FlowSource, LabelSource, Tubes
 from vda.errors import UsageError
-from vda.flow import CachedFlow, FlowProvider, provider
+from vda.flow.cache import CachedFlow
+from vda.flow.providers import FlowProvider, provider
 from vda.models import build_network
 
 NEEDS: dict[Phase, Phase] = {"vat": "source_only", "pseudo": "vat", "vst": "pseudo"}  # phase -> what it starts from

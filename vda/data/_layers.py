@@ -8,6 +8,7 @@ canvases, so that neither is the sharper one.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from vda.data.clip import FlowField, Image
 
-Affine = NDArray[np.float64]  # [3, 3], points (x, y, 1)
+Affine = NDArray[np.floating[Any]]  # [3, 3], points (x, y, 1)
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def silhouette(rng: np.random.Generator, side: int) -> NDArray[np.float32]:
     points = side / 2 + radii[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
     shape = np.zeros((side, side), np.uint8)
     cv2.fillPoly(shape, [np.rint(points * 16).astype(np.int32)], 255, cv2.LINE_AA, shift=4)
-    return shape.astype(np.float32) / 255
+    return shape.astype(np.float32) / np.float32(255)
 
 
 def _about(centre: NDArray[np.float64], rng: np.random.Generator, motion: float, spread: float) -> Affine:

@@ -1,4 +1,4 @@
-"""Video with exact flow for training flow networks, made on the spot: textured layers, and drives of the embedded world.
+"""Video with exact flow for training flow networks, made on the spot: textured layers and drives of the embedded world.
 
 Four of five clips are two frames of layers (vda/data/_layers.py), the fifth is two frames of a drive, of either look.
 No labels.
@@ -6,11 +6,9 @@ No labels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 

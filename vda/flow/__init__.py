@@ -1,16 +1,1 @@
-"""Optical flow: who provides it, and where it is kept."""
-
-from vda.flow.cache import CachedFlow, precompute
-from vda.flow.providers import PROVIDERS, DISFlow, ExactFlow, FlowProvider, NetworkFlow, PrecomputedFlow, provider
-
-__all__ = [
-    "PROVIDERS",
-    "CachedFlow",
-    "DISFlow",
-    "ExactFlow",
-    "FlowProvider",
-    "NetworkFlow",
-    "PrecomputedFlow",
-    "precompute",
-    "provider",
-]
+"""Optical flow: who provides it (providers.py), where it is kept (cache.py, io.py), and the networks (flownet2.py)."""
