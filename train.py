@@ -26,13 +26,15 @@ from vda import pseudo
 from vda.checkpoint import atomic_write, latest, load_checkpoint, load_weights, prune, save_checkpoint
 from vda.cli import Stopped, choose_folder, create_folder, how_to_resume, parse, run_command
 from vda.config import Config, Optimiser, Phase
-from vda.data.tubes import Tubes, loader, true_labels
+from vda.data.tubes import Tubes, known_flow, loader, true_labels
 from vda.errors import UsageError
+from vda.flow.flownet2 import build_estimator
+from vda.flow.weights import save_weights
 from vda.methods import METHODS, Method
 from vda.panels import write_run_report
 from vda.progress import progress
 from vda.report import score_table
-from vda.run import Run, network_of, open_checkpoint
+from vda.run import SEGMENTATION, Run, network_of, open_checkpoint
 
 KEEP_CHECKPOINTS = 2
 
@@ -83,12 +85,23 @@ def vst(run: Run) -> None:
     fit(run, "vst", method, vst.optimiser, source, target)
 
 
+def flow(run: Run) -> None:
+    training = run.config.flow_training
+    torch.manual_seed(run.config.seed)
+    network = build_estimator(training.variant, training.width).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    pairs = run.tubes(run.source, None, flow=known_flow)
+    fit(run, "flow", METHODS["flow"](network), training.optimiser, pairs, None)
+    path, _ = save_weights(run.folder / "flow.safetensors", training.variant, network.state_dict(), "flow")
+    print(f"use it with --flow.provider flownet2 --flow.weights {path}")
+
+
 PHASES: dict[Phase, Callable[[Run], None]] = {
     "source_only": source_only,
     "vat": vat,
     "pseudo": make_pseudo_labels,
     "vst": vst,
     "oracle": oracle,
+    "flow": flow,
 }
 
 
@@ -252,7 +265,7 @@ def train(argv: Sequence[str]) -> None:
     try:
         for phase in config.phases:
             PHASES[phase](run)
-            if phase != "pseudo":
+            if phase in SEGMENTATION:
                 scored(run, phase)
     except KeyboardInterrupt:
         raise Stopped(f"stopped; {how_to_resume(folder)}") from None

@@ -8,6 +8,7 @@ from torch import nn
 
 from vda import config
 from vda.data.tubes import Batch
+from vda.flow.flownet2 import build_estimator
 from vda.methods import METHODS, Method
 from vda.methods.vst import refine
 from vda.models import build_network
@@ -18,6 +19,11 @@ K, T, H, W = 3, 2, 32, 48
 def network() -> nn.Module:
     torch.manual_seed(0)
     return build_network("deeplab-resnet18", K, width=8, batch_norm="train")
+
+
+def flow_network(variant: str) -> nn.Module:
+    torch.manual_seed(0)
+    return build_estimator(variant, width=4)
 
 
 def batch(labelled: bool = True, flow: float = 0.0, frames: int = T) -> Batch:
@@ -48,6 +54,9 @@ def methods() -> Iterator[pytest.param]:
                 yield pytest.param(
                     lambda s=settings: METHODS["vst"](network(), s, config.Occlusion()), id=f"vst-{mode}"
                 )
+        elif name == "flow":
+            for variant in ("flownet2-c", "flownet2-s", "flownet2-sd"):
+                yield pytest.param(lambda v=variant: METHODS["flow"](flow_network(v)), id=variant)
         else:
             yield pytest.param(lambda n=name: METHODS[n](network()), id=name)
 

@@ -22,7 +22,7 @@ import yaml
 from vda.data.transforms import Augment
 from vda.errors import UsageError
 
-Phase = Literal["source_only", "vat", "pseudo", "vst", "oracle"]
+Phase = Literal["source_only", "vat", "pseudo", "vst", "oracle", "flow"]
 
 
 def _wanted(fits: bool, setting: str, wanted: str, found: Any) -> None:
@@ -226,6 +226,24 @@ class VST:
 
 
 @dataclass(frozen=True)
+class FlowTraining:
+    """A flow network of our own, trained on data whose flow is known (phase "flow")."""
+
+    variant: Literal["flownet2-c", "flownet2-s", "flownet2-sd"] = "flownet2-c"
+    """Which of the family."""
+    width: int = 16
+    """Channels of the first layer; 64 is published, 16 has 2.4 million weights."""
+    optimiser: Optimiser = field(
+        default_factory=lambda: Optimiser(
+            iterations=200_000, batch=4, name="adam", lr=4e-4, schedule="cosine", weight_decay=4e-4
+        )
+    )
+
+    def __post_init__(self) -> None:
+        _wanted(self.width >= 4 and self.width % 4 == 0, "flow_training.width", "a multiple of 4", self.width)
+
+
+@dataclass(frozen=True)
 class Config:
     """One run: data, network, and the phases in the order in which they are done."""
 
@@ -253,6 +271,7 @@ class Config:
     occlusion: Occlusion = field(default_factory=Occlusion)
     pseudo: Pseudo = field(default_factory=Pseudo)
     vst: VST = field(default_factory=VST)
+    flow_training: FlowTraining = field(default_factory=FlowTraining)
 
     def __post_init__(self) -> None:
         _wanted(self.seed >= 0, "seed", "0 or more", self.seed)

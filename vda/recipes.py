@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vda.config import VAT, VST, Config, Data, Flow, Network, Optimiser, Pseudo, Supervised
+from vda.data.transforms import Augment
 
 # Minutes on two CPU cores: a thin ResNet-18 trained from scratch, so batch norm learns, Adam takes the place of SGD and
 # the steps are few. Adam's rates and these step counts are the same for source-only and oracle. gamma = 0 labels every
@@ -29,6 +30,15 @@ _camvid = Config(
     data=Data(source="camvid/sunny", target="camvid/dusk-train", validation="camvid/dusk-val", size=(360, 480)),
 )
 
+# Flow from textured layers and drives, both made on the spot: no file is needed.
+_flow = Config(
+    recipe="flow",
+    phases=("flow",),
+    flow=Flow(provider="exact"),
+    data=Data(source="motion/train", target="motion/train", validation="motion/val", size=(256, 448)),
+    augment=Augment(flip=0.5, jitter=0.5, brightness=0.2, contrast=0.2, noise=4.0),
+)
+
 # name -> (one line of --help, settings)
 RECIPES: dict[str, tuple[str, Config]] = {
     "embedded": (
@@ -38,5 +48,9 @@ RECIPES: dict[str, tuple[str, Config]] = {
     "camvid": (
         "CamVid, sunny to dusk (Tables 8 and 9): needs --data.source-root and --network.weights.",
         _camvid,
+    ),
+    "flow": (
+        "A compact flow network, trained on exact flow that is made on the spot; for --flow.provider flownet2.",
+        _flow,
     ),
 }

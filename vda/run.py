@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import get_args
 
 import torch
 from torch import nn
@@ -21,6 +20,7 @@ from vda.flow.cache import CachedFlow
 from vda.flow.providers import FlowProvider, provider
 from vda.models import build_network
 
+SEGMENTATION: tuple[Phase, ...] = ("source_only", "vat", "vst", "oracle")  # these leave a segmentation network
 NEEDS: dict[Phase, Phase] = {"vat": "source_only", "pseudo": "vat", "vst": "pseudo"}  # phase -> what it starts from
 
 
@@ -67,8 +67,8 @@ class Run:
             done.add(phase)
 
     def trained(self) -> list[Phase]:
-        """The phases that have left a network in the run folder."""
-        return [phase for phase in get_args(Phase) if phase != "pseudo" and latest(self.folder / phase)]
+        """The phases that have left a segmentation network in the run folder."""
+        return [phase for phase in SEGMENTATION if latest(self.folder / phase)]
 
     def network(self, start: Phase | None = None) -> nn.Module:
         """A new network, or one with the last weights of an earlier phase."""

@@ -31,6 +31,12 @@ def true_labels(clip: Clip, i: int) -> LabelMap | None:
     return clip.label(i)
 
 
+def known_flow(clip: Clip, i: int, j: int) -> FlowField:
+    """The data set's own flow, NaN where it has none."""
+    flow = clip.exact_flow(i, j)
+    return np.full((2, *clip.frame(i).shape[:2]), np.nan, np.float32) if flow is None else flow
+
+
 @dataclass(frozen=True)
 class Batch:
     """B tubes of T frames; index T grows with time.

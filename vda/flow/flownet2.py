@@ -12,7 +12,8 @@ the second image onto the first, first(p) = second(p + F(p)).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +65,14 @@ class Refinement(nn.Module):
                 self.add_module(f"inter_conv{level}", linear_conv(below, last))
         self.predict_flow2 = flow_conv(last)
         self.inter = inter
+
+    def pyramid(self, first: Tensor, second: Tensor) -> list[Tensor]:
+        """Flows from first to second at levels 2 .. 6, in units of the network."""
+        raise NotImplementedError
+
+    def both_pyramids(self, first: Tensor, second: Tensor) -> list[Tensor]:
+        """Both directions of a pair, first to second and second to first along the batch."""
+        return self.pyramid(torch.cat([first, second]), torch.cat([second, first]))
 
     def refine(self, features: Sequence[Tensor]) -> list[Tensor]:
         """features at levels 6, 5, 4, 3, 2 -> flows at levels 2, 3, 4, 5, 6, in units of the network."""
@@ -118,7 +127,7 @@ class FlowNetC(Refinement):
         return self.decode(two.chunk(2)[0], ours, other)
 
     def both_pyramids(self, first: Tensor, second: Tensor) -> list[Tensor]:
-        """Both directions of a pair, first to second and second to first along the batch; features computed once."""
+        """Features of an image are computed once."""
         two, three = self.encode(torch.cat([first, second]))
         return self.decode(two, three, torch.cat(three.chunk(2)[::-1]))
 
@@ -212,6 +221,12 @@ def length(x: Tensor) -> Tensor:
 
 class Estimator(nn.Module):
     """What all variants share: normalisation, padding, and both directions of a pair."""
+
+    config: dict[str, Any]  # the arguments of `build_estimator`
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """For an optimiser: all layers learn alike."""
+        return [{"params": list(self.parameters()), "lr": lr}]
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """Flow from `first` to `second`.
@@ -341,7 +356,7 @@ def refined(network: FlowNetS, first: Tensor, second: Tensor, flow: Tensor, mode
     return quadrupled(estimate * UNIT, mode)
 
 
-VARIANTS: dict[str, type[Estimator]] = {
+VARIANTS: dict[str, Callable[..., Estimator]] = {  # called with the width
     "flownet2": FlowNet2,
     "flownet2-c": FlowNet2C,
     "flownet2-s": FlowNet2S,
@@ -349,3 +364,10 @@ VARIANTS: dict[str, type[Estimator]] = {
     "flownet2-cs": FlowNet2CS,
     "flownet2-css": FlowNet2CSS,
 }
+
+
+def build_estimator(variant: str, width: int = 64) -> Estimator:
+    """A network of the family with random weights; a `width` below the published 64 thins all layers."""
+    network = VARIANTS[variant](width=width)
+    network.config = {"variant": variant, "width": width}
+    return network

@@ -20,31 +20,34 @@ from torch import Tensor
 
 from vda.checkpoint import atomic_write
 from vda.errors import UsageError
-from vda.flow.flownet2 import VARIANTS, Estimator
+from vda.flow.flownet2 import VARIANTS, Estimator, build_estimator
 
 FORMAT = "vda-flow-1"
 PREFIXES = ("module.", "model.")  # of networks that were wrapped when they were saved
 
 
 @cache
-def shapes(variant: str) -> dict[str, tuple[int, ...]]:
+def shapes(variant: str, width: int = 64) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a variant's tensors."""
     with torch.device("meta"):
-        return {name: tuple(x.shape) for name, x in VARIANTS[variant]().state_dict().items()}
+        return {name: tuple(x.shape) for name, x in build_estimator(variant, width).state_dict().items()}
 
 
-def recognise(found: Mapping[str, tuple[int, ...]], where: str) -> str:
-    """The variant whose tensors these are; UsageError, naming the nearest one and what differs, if none is."""
+def recognise(found: Mapping[str, tuple[int, ...]], where: str) -> tuple[str, int]:
+    """The variant and width whose tensors these are; UsageError, naming the nearest and what differs, if none is."""
+    firsts = [found[name] for name in ("conv1.0.weight", "flownetc.conv1.0.weight") if name in found]
+    width = firsts[0][0] if firsts and firsts[0] and firsts[0][0] in range(4, 1025, 4) else 64
     for variant in VARIANTS:
-        if shapes(variant) == found:
-            return variant
-    nearest = min(VARIANTS, key=lambda variant: _difference(shapes(variant), found)[0])
-    raise UsageError(f"{where}: wanted the weights of {', '.join(VARIANTS)}; {_difference(shapes(nearest), found)[1]}")
+        if shapes(variant, width) == found:
+            return variant, width
+    nearest = min(VARIANTS, key=lambda variant: _difference(variant, width, found)[0])
+    differs = _difference(nearest, width, found)[1]
+    raise UsageError(f"{where}: wanted the weights of {', '.join(VARIANTS)}; {differs}")
 
 
-def _difference(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> tuple[int, str]:
+def _difference(variant: str, width: int, found: Mapping[str, tuple[int, ...]]) -> tuple[int, str]:
     """How many tensors differ, and one of them in words."""
-    variant = next(name for name in VARIANTS if shapes(name) is wanted)
+    wanted = shapes(variant, width)
     missing, extra = wanted.keys() - found.keys(), found.keys() - wanted.keys()
     differing = [name for name in wanted.keys() & found.keys() if wanted[name] != found[name]]
     if len(missing) == len(wanted):
@@ -65,7 +68,7 @@ def import_weights(path: Path, out: Path | None = None) -> tuple[str, Path, str]
     Raises UsageError, in one sentence, for a file that is no checkpoint, is cut short, or holds other weights.
     """
     state = _read_torch(path)
-    variant = recognise({name: tuple(x.shape) for name, x in state.items()}, str(path))
+    variant, _ = recognise({name: tuple(x.shape) for name, x in state.items()}, str(path))
     return variant, *save_weights(out or path.with_name(f"{variant}.safetensors"), variant, state, str(path))
 
 
@@ -106,11 +109,11 @@ def load_estimator(path: Path) -> tuple[Estimator, str, str]:
         state = safetensors.torch.load(data)
     except Exception as error:
         raise UsageError(f"{path}: wanted flow weights, the file is damaged ({_line(error)})") from None
-    variant = recognise({name: tuple(x.shape) for name, x in state.items()}, str(path))
+    variant, width = recognise({name: tuple(x.shape) for name, x in state.items()}, str(path))
     if digest(state) != metadata["sha256"] or variant != metadata["variant"]:
         raise UsageError(f"{path}: the file is damaged, its weights do not have the recorded hash")
     with torch.device("meta"):
-        network = VARIANTS[variant]()
+        network = build_estimator(variant, width)
     network.load_state_dict({name: x.float() for name, x in state.items()}, strict=True, assign=True)
     return network.eval().requires_grad_(False), variant, metadata["sha256"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vda.methods.base import Method
+from vda.methods.flow import FlowTraining
 from vda.methods.supervised import Supervised
 from vda.methods.vat import VAT
 from vda.methods.vst import VST
@@ -15,6 +16,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "vat": VAT,
     "vst": VST,
     "oracle": Supervised,
+    "flow": FlowTraining,
 }
 
 __all__ = ["METHODS", "Method"]
