@@ -86,7 +86,7 @@ def test_it_learns_a_shift() -> None:
     flows[:, 0, 0, 0], flows[:, 0, 1, 0] = 8, -8  # what is at x in the first image is at x + 8 in the second
     optimiser = torch.optim.Adam(method.parameters(), 1e-3)
     losses = []
-    for _ in range(40):
+    for _ in range(60):
         loss = next(method.losses(Batch(frames, None, flows, [])))["flow"]
         optimiser.zero_grad()
         loss.backward()

@@ -91,7 +91,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         x = tensors[name]
         result.update(f"{name} {x.dtype} {list(x.shape)}\n".encode())
-        result.update(x.contiguous().view(torch.uint8).numpy().tobytes() if x.numel() else b"")
+        result.update(x.contiguous().flatten().view(torch.uint8).numpy().tobytes() if x.numel() else b"")
     return result.hexdigest()
 
 
