@@ -194,3 +194,11 @@ def test_bytes_are_refused() -> None:
     image = torch.zeros(1, 3, 4, 5, dtype=torch.uint8)
     with pytest.raises(TypeError, match=r"first: wanted RGB in \[0, 1\] as float, got uint8"):
         thin("flownet2-c")(image, image)
+
+
+@pytest.mark.parametrize(("H", "W"), [(1, 1), (7, 5), (9, 45), (50, 30)])
+def test_the_volume_of_the_other_direction(H: int, W: int) -> None:
+    ours, other = torch.randn(2, 2, 6, H, W)
+    volume = flownet2.cost_volume(ours, other)
+    assert torch.equal(flownet2.turned_round(volume), flownet2.cost_volume(other, ours))
+    assert torch.equal(flownet2.turned_round(flownet2.turned_round(volume)), volume)

@@ -24,6 +24,7 @@ from vda.ops import correlation, warp
 STRIDE = 64  # six halvings; images are padded to multiples of it
 UNIT = 20.0  # the networks estimate twentieths of a pixel ("div_flow")
 SLOPE = 0.1
+REACH, STEP = 20, 2  # of the correlation: displacements of -20, -18, .. 20 along each axis
 
 
 def conv(channels: int, out: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
@@ -92,6 +93,26 @@ class Refinement(nn.Module):
         return flow
 
 
+def cost_volume(ours: Tensor, other: Tensor) -> Tensor:
+    """FlowNetC's correlation of features [B, C, H, W]: [B, 441, H, W], after the activation."""
+    return correlation(ours, other, max_displacement=REACH, stride=STEP, negative_slope=SLOPE)
+
+
+def turned_round(volume: Tensor) -> Tensor:
+    """cost_volume(other, ours) from cost_volume(ours, other): the same products, bit for bit.
+
+    The product of pixel p with displacement d there is the product of p + d with -d here; a view of the reversed volume
+    with zeros around it finds all of them.
+    """
+    B, D, H, W = volume.shape
+    side = 2 * (REACH // STEP) + 1
+    around = F.pad(volume.flip(1), (REACH,) * 4)
+    width = W + 2 * REACH
+    plane = (H + 2 * REACH) * width
+    strides = (D * plane, side * plane + STEP * width, plane + STEP, width, 1)
+    return around.as_strided((B, side, side, H, W), strides).flatten(1, 2)
+
+
 class FlowNetC(Refinement):
     """Features of both images, their correlation, and the decoder."""
 
@@ -112,9 +133,8 @@ class FlowNetC(Refinement):
         two = self.conv2(self.conv1(image))
         return two, self.conv3(two)
 
-    def decode(self, two: Tensor, three: Tensor, other: Tensor) -> list[Tensor]:
-        """Flows of the image with features `two` and `three` to the one with level-3 features `other`."""
-        volume = correlation(three, other, max_displacement=20, stride=2, negative_slope=SLOPE)
+    def decode(self, two: Tensor, three: Tensor, volume: Tensor) -> list[Tensor]:
+        """Flows of the image with features `two` and `three`, and their correlation with the other image's."""
         three = self.conv3_1(torch.cat([self.conv_redir(three), volume], 1))
         four = self.conv4_1(self.conv4(three))
         five = self.conv5_1(self.conv5(four))
@@ -124,12 +144,13 @@ class FlowNetC(Refinement):
         """Flows from first to second at levels 2 .. 6, in units of the network."""
         two, three = self.encode(torch.cat([first, second]))
         ours, other = three.chunk(2)
-        return self.decode(two.chunk(2)[0], ours, other)
+        return self.decode(two.chunk(2)[0], ours, cost_volume(ours, other))
 
     def both_pyramids(self, first: Tensor, second: Tensor) -> list[Tensor]:
-        """Features of an image are computed once."""
+        """Features and products are computed once."""
         two, three = self.encode(torch.cat([first, second]))
-        return self.decode(two, three, torch.cat(three.chunk(2)[::-1]))
+        volume = cost_volume(*three.chunk(2))
+        return self.decode(two, three, torch.cat([volume, turned_round(volume)]))
 
 
 class FlowNetS(Refinement):
