@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from vda.data.clip import FlowField, Image, VideoDataset
+from vda.data.flow_files import read_flow
 from vda.data.labels import image_size, read_image
 from vda.data.transforms import Sample, resize, resize_image
 from vda.errors import UsageError
-from vda.flow.io import read_flow
 
 FLOW, IMAGES = "_flow.flo", (".png", ".ppm", ".jpg")
 

@@ -1,1 +1,1 @@
-"""Optical flow: who provides it (providers.py), where it is kept (cache.py, io.py), and the networks (flownet2.py)."""
+"""Optical flow: who provides it (providers.py), where it is kept (cache.py), and the networks (flownet2.py)."""

@@ -15,9 +15,9 @@ from vda.cli import choose_device
 from vda.config import Flow
 from vda.data import open_dataset
 from vda.data.clip import Image
+from vda.data.flow_files import WRITERS, write_flow
 from vda.errors import UsageError
 from vda.flow.cache import precompute
-from vda.flow.io import WRITERS, write_flow
 from vda.flow.providers import DISFlow, NetworkFlow, provider
 from vda.flow.weights import import_weights
 from vda.pictures import flow_image, png

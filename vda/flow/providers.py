@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from vda.config import Flow
 from vda.data.clip import Clip, FlowField, Image
+from vda.data.flow_files import READERS, read_flow
 from vda.errors import UsageError
 from vda.flow.flownet2 import Estimator
-from vda.flow.io import READERS, read_flow
 from vda.flow.weights import load_estimator
 
 _PRESETS = {
@@ -136,7 +136,7 @@ class NetworkFlow:
 
 
 class PrecomputedFlow:
-    """Files ROOT/CLIP/FRAME_I-FRAME_J.SUFFIX of any format of vda/flow/io.py, e.g. those that `vda flow` writes."""
+    """Files ROOT/CLIP/FRAME_I-FRAME_J.SUFFIX in a format of vda/data/flow_files.py, e.g. those of `vda flow`."""
 
     def __init__(self, root: Path) -> None:
         if not root.is_dir():

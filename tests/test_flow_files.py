@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from shared import shared_data
 
+from vda.data.flow_files import read_flow, write_flow
 from vda.errors import UsageError
-from vda.flow.io import read_flow, write_flow
 
 
 def random_flow(H: int = 5, W: int = 7) -> np.ndarray:
@@ -71,6 +71,8 @@ def test_numpy_files(tmp_path: Path) -> None:
     assert np.array_equal(read_flow(tmp_path / "a.npz"), flow)
     np.savez(tmp_path / "b.npz", anything=flow)
     assert np.array_equal(read_flow(tmp_path / "b.npz"), flow)
+    np.savez(tmp_path / "c.npz", v=flow[1], u=flow[0])
+    assert np.array_equal(read_flow(tmp_path / "c.npz"), flow)
 
 
 def damaged_flo(kind: str) -> bytes:
@@ -123,7 +125,7 @@ def test_foreign_files(tmp_path: Path) -> None:
         "int.npy": "wanted int16 .* or floating point, found int64",
         "shape.npy": r"wanted shape \[2, H, W\] or \[H, W, 2\], found \[3, 4, 5\]",
         "nan.npy": "wanted finite flow, found 24 components",
-        "two.npz": "wanted one array, or one called flow, found a, b",
+        "two.npz": "wanted one array, flow, or u and v, found a, b",
         "missing.flo": "wanted a flow file, cannot read it",
         "flow.txt": r"wanted a flow file \(.flo, .png, .npy, .npz\), found .txt",
     }.items():

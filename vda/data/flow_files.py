@@ -3,7 +3,7 @@
 .flo    Middlebury: float32, little-endian; a component beyond 1e9 is unknown
 .png    KITTI: 16 bit, 64 steps a pixel, third channel says whether the pixel is known
 .npy    [2, H, W] or [H, W, 2]; int16 in tenths of a pixel (the "_int16_x10" files), float16 or float32 in pixels
-.npz    the same, as its only array or the one called "flow"
+.npz    the same, as its only array or the one called "flow", or the components [H, W] as "u" and "v" (VIPER)
 """
 
 from __future__ import annotations
@@ -126,11 +126,14 @@ def _read_npz(path: Path, data: bytes) -> FlowField:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             names = archive.files
             name = "flow" if "flow" in names else names[0] if len(names) == 1 else None
-            array = None if name is None else archive[name]
+            if name is not None:
+                array = archive[name]
+            else:
+                array = np.stack([archive["u"], archive["v"]]) if {"u", "v"} <= {*names} else None
     except Exception as error:  # zipfile and numpy raise many kinds
         raise UsageError(f"{path}: wanted a NumPy archive, cannot read it ({error})") from None
     if array is None:
-        raise UsageError(f"{path}: wanted one array, or one called flow, found {', '.join(names) or 'none'}")
+        raise UsageError(f"{path}: wanted one array, flow, or u and v, found {', '.join(names) or 'none'}")
     return _from_array(path, array)
 
 
