@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -66,10 +67,8 @@ def score_main(arguments: list[str]) -> None:
     print(table(source.name, scores))
     reasons = [score.no_back for score in scores if score.no_back]
     if reasons:
-        print(
-            f"\nConsistency is not known for {len(reasons)} of {len(scores)} pairs, which have no flow back: "
-            f"{reasons[0]}"
-        )
+        count = f"{len(reasons)} of {len(scores)} pairs"
+        print(f"consistency is not known for {count}, which have no flow back: {reasons[0]}", file=sys.stderr)
     if command.json is not None:
         atomic_write(command.json, report(source.name, command, scores).encode())
 
