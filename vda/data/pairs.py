@@ -39,6 +39,7 @@ class PairClip:
 
     def frame(self, i: int) -> Image:
         image = read_image(self.images[i])
+        self._own_size()
         return image if self.size is None else resize_image(image, self.size)
 
     def label(self, i: int) -> None:
@@ -47,15 +48,20 @@ class PairClip:
     def exact_flow(self, i: int, j: int) -> FlowField | None:
         if (i, j) != (0, 1):
             return None
-        flow, size = read_flow(self.flow), image_size(self.images[0])
-        check_same_size(image_size(self.images[1]), size, self.images[1], self.images[0])
-        check_same_size((flow.shape[1], flow.shape[2]), size, self.flow, self.images[0])
+        flow, own = read_flow(self.flow), self._own_size()
+        check_same_size((flow.shape[1], flow.shape[2]), own, self.flow, self.images[0])
         if self.size is None:
             return flow
-        pair = Sample(np.zeros((2, *size, 3), np.uint8), flows=np.stack([flow, flow])[None])
+        pair = Sample(np.zeros((2, *own, 3), np.uint8), flows=np.stack([flow, flow])[None])
         resized = resize(pair, self.size).flows
         assert resized is not None
         return resized[0, 0]
+
+    def _own_size(self) -> tuple[int, int]:
+        """Height and width of both images' files."""
+        first, second = map(image_size, self.images)
+        check_same_size(second, first, self.images[1], self.images[0])
+        return first
 
 
 def pairs(split: str, *, root: Path | None, size: tuple[int, int] | None = None) -> VideoDataset:
