@@ -8,10 +8,12 @@ from collections.abc import Callable
 from . import doctor
 from .errors import UsageError
 from .flow import command as flow
+from .flow import score_command
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "doctor": doctor.main,  # which backend each op uses, and why a kernel is off
     "flow": flow.flow_main,  # optical flow of a data set, ahead of training, or of two images
+    "flow-score": score_command.score_main,  # how good a provider's flow is on a data set
     "weights": flow.weights_main,  # import the weights of a flow network
 }
 

@@ -13,18 +13,19 @@ from vda.data.pairs import pairs
 from vda.data.synthetic import embedded
 from vda.errors import UsageError
 
-# name -> function(split, root=..., size=(height, width)); `root` is None for a data set that needs none.
+# name -> function(split, root=..., size=(height, width)); `root` is None for a data set that needs none, and without
+# `size` a data set is read at a size of its own.
 DATASETS: dict[str, Callable[..., VideoDataset]] = {
     "camvid": camvid,
     # Clips are short and drawn many times: each keeps all its rendered frames.
-    "embedded": lambda split, root, size: embedded(split, size=size, cache=64),
+    "embedded": lambda split, root, **size: embedded(split, **size, cache=64),
     "motion": motion,
     "pairs": pairs,
 }
 
 
-def open_dataset(name: str, root: Path | None, size: tuple[int, int]) -> VideoDataset:
-    """The data set `DATASET/SPLIT`, frames read at `size` (height, width).
+def open_dataset(name: str, root: Path | None, size: tuple[int, int] | None) -> VideoDataset:
+    """The data set `DATASET/SPLIT`, frames read at `size` (height, width), or at its own size where that is None.
 
     Raises UsageError for an unknown name (with the nearest one), a missing root, or files that are not as expected.
     """
@@ -33,7 +34,7 @@ def open_dataset(name: str, root: Path | None, size: tuple[int, int]) -> VideoDa
         near = difflib.get_close_matches(dataset, DATASETS, n=1)
         hint = f"; perhaps you meant {near[0]}/{split or 'SPLIT'}" if near else ""
         raise UsageError(f"data set {name!r}: wanted DATASET/SPLIT with DATASET one of {', '.join(DATASETS)}{hint}")
-    return DATASETS[dataset](split, root=root, size=size)
+    return DATASETS[dataset](split, root=root, **({} if size is None else {"size": size}))
 
 
 __all__ = ["DATASETS", "IGNORE", "Clip", "VideoDataset", "open_dataset"]

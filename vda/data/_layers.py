@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from vda.data.clip import FlowField, Image
 
+MOTION = 12.0  # pixels
 Affine = NDArray[np.floating[Any]]  # [3, 3], points (x, y, 1)
 
 
@@ -43,15 +44,16 @@ class _View:
         self.flow = np.where(alpha > 0.5, _displacement(move, size), self.flow)
 
 
-def layers(rng: np.random.Generator, size: tuple[int, int], *, motion: float = 12.0) -> Pair:
+def layers(rng: np.random.Generator, size: tuple[int, int], *, motion: float = MOTION) -> Pair:
     """One pair of `size` (height, width), decided by `rng` alone; about 0.1 s for 320 x 448.
 
     motion: mean length in pixels of the displacement of a shape against the background; the background moves half
-    as far.
+    as far, and what turns and stretches does so in proportion. Without motion the two images differ in exposure and
+    noise only.
     """
     H, W = size
-    centre = np.array([W / 2, H / 2])
-    camera = _about(centre, rng, motion / 2, spread=0.05)
+    centre, strength = np.array([W / 2, H / 2]), motion / MOTION
+    camera = _about(centre, rng, motion / 2, spread=0.05 * strength)
     margin = 1.4 * np.hypot(H, W) / 2  # of a square background that no motion leaves
     place = _about(centre, rng, 0.0, spread=0.02) @ _shift(centre - margin)
     background = texture(rng, (int(2 * margin), int(2 * margin)))
@@ -64,7 +66,7 @@ def layers(rng: np.random.Generator, size: tuple[int, int], *, motion: float = 1
         image, shape = texture(rng, (side, side)), silhouette(rng, side)
         spot = rng.uniform((0, 0), (W, H))
         place = _about(spot, rng, 0.0, spread=0.1) @ _shift(spot - side / 2)
-        move = _about(spot, rng, motion, spread=0.08) @ camera
+        move = _about(spot, rng, motion, spread=0.08 * strength) @ camera
         views[0].paint(image, shape, place, move)
         views[1].paint(image, shape, move @ place, np.linalg.inv(move))
     noise = rng.uniform(0, 5)
@@ -103,6 +105,7 @@ def silhouette(rng: np.random.Generator, side: int) -> NDArray[np.float32]:
     points = side / 2 + radii[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
     shape = np.zeros((side, side), np.uint8)
     cv2.fillPoly(shape, [np.rint(points * 16).astype(np.int32)], 255, cv2.LINE_AA, shift=4)
+    shape[[0, -1]] = shape[:, [0, -1]] = 0  # where a smoothed spike may reach
     return shape.astype(np.float32) / np.float32(255)
 
 

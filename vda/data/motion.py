@@ -34,18 +34,26 @@ class MotionClip:
         return 2
 
     def frame(self, i: int) -> Image:
-        return self._rendered()[0][i]
+        """RGB [H, W, 3] of frame 0 or 1; IndexError for another, as from `exact_flow`."""
+        self._check(i)
+        return self._rendered()[0][i].copy()
 
     def label(self, i: int) -> None:
         return None
 
     def exact_flow(self, i: int, j: int) -> FlowField:
+        self._check(i)
+        self._check(j)
         if i == j:
             return np.zeros((2, *self.size), np.float32)
-        return self._rendered()[1][i]
+        return self._rendered()[1][i].copy()
 
     def _rendered(self) -> tuple[list[Image], list[FlowField]]:
         return _render(self.key, self.size)
+
+    def _check(self, i: int) -> None:
+        if i not in (0, 1):
+            raise IndexError(f"frame {i} of clip {self.name}, which has frames 0 and 1")
 
 
 @lru_cache(maxsize=4)

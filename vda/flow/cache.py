@@ -108,7 +108,7 @@ def precompute(
         atomic_write(root / MANIFEST, (json.dumps(_plain(manifest), indent=1) + "\n").encode())
     for clip in dataset.clips:
         (root / clip.name).mkdir(exist_ok=True)
-    pairs = list(_pairs(dataset, steps))
+    pairs = list(frame_pairs(dataset, steps))
     todo = [(clip, i, j) for clip, i, j in pairs if not _done(root, clip, i, j)]
 
     def compute(pair: tuple[Clip, int, int]) -> None:
@@ -129,7 +129,8 @@ def precompute(
     return len(todo)
 
 
-def _pairs(dataset: VideoDataset, steps: Iterable[int]) -> Iterator[tuple[Clip, int, int]]:
+def frame_pairs(dataset: VideoDataset, steps: Iterable[int]) -> Iterator[tuple[Clip, int, int]]:
+    """All (clip, i, i + step), clip by clip."""
     for clip in dataset.clips:
         for step in sorted(set(steps)):
             yield from ((clip, i, i + step) for i in range(len(clip) - step))
