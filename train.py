@@ -28,7 +28,9 @@ from vda.cli import Stopped, choose_folder, create_folder, how_to_resume, parse,
 from vda.config import Config, Optimiser, Phase
 from vda.data.tubes import Tubes, known_flow, loader, true_labels
 from vda.errors import UsageError
+from vda.flow import score_command as flow_scores
 from vda.flow.flownet2 import build_estimator
+from vda.flow.providers import DISFlow, NetworkFlow
 from vda.flow.weights import save_weights
 from vda.methods import METHODS, Method
 from vda.panels import write_run_report
@@ -91,7 +93,10 @@ def flow(run: Run) -> None:
     network = build_estimator(training.variant, training.width).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     pairs = run.tubes(run.source, None, flow=known_flow)
     fit(run, "flow", METHODS["flow"](network), training.optimiser, pairs, None)
-    path, _ = save_weights(run.folder / "flow.safetensors", training.variant, network.state_dict(), "flow")
+    path, sha256 = save_weights(run.folder / "flow.safetensors", training.variant, network.state_dict(), "flow")
+    trained = NetworkFlow(network.eval(), f"{training.variant}-{sha256[:12]}", run.device)
+    held_out = flow_scores.choose_pairs(run.validation, 1, None)
+    print(flow_scores.table({x.name: flow_scores.score_pairs(x, held_out) for x in (trained, DISFlow())}))
     print(f"use it with --flow.provider flownet2 --flow.weights {path}")
 
 

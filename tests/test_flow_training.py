@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -122,6 +123,7 @@ def test_train_py_flow(tmp_path: Path) -> None:
     steps = ["--flow-training.optimiser.iterations", 4, "--flow-training.optimiser.batch", 1, "--checkpoint-every", 2]
     done = command(*size, *steps, "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert re.search(r"^\| flownet2-c-\w+ +\| +100 \|.*\n\| dis-medium +\| +100 \|", done.stdout, re.M)
     run = tmp_path / "run"
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [entry["iteration"] for entry in log] == [0, 1, 2, 3]

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image as Pillow
 
 from vda.data import open_dataset
+from vda.data.flow_files import write_flow
 from vda.data.pairs import pairs
 from vda.errors import UsageError
-from vda.flow.io import write_flow
 
 H, W = 12, 20
 IMAGES = ("_img1.ppm", "_img2.ppm")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean, median
@@ -20,11 +20,11 @@ from vda.data import open_dataset
 from vda.data.clip import Clip, VideoDataset
 from vda.errors import UsageError
 from vda.flow.cache import CachedFlow, frame_pairs
-from vda.flow.providers import provider
+from vda.flow.providers import FlowProvider, provider
 from vda.flow.scores import PairScore, score_pair
 from vda.progress import progress
 
-HEAD = ("provider", "pairs", "EPE", "Fl-all", "photometric error", "without flow", "consistent", "ms")
+HEAD: tuple[str, ...] = ("provider", "pairs", "EPE", "Fl-all", "photometric error", "without flow", "consistent", "ms")
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,8 @@ def score_main(arguments: list[str]) -> None:
     source = provider(command.flow, choose_device(command.device))
     if command.flow.cache is not None:
         source = CachedFlow(command.flow.cache, dataset, source.name)
-    score_pair(source, *chosen[0])  # warm-up: the first call is slower than those after it
-    scores = [score_pair(source, *pair) for pair in progress(chosen, desc="flow-score", unit="pair")]
-    print(table(source.name, scores))
+    scores = score_pairs(source, chosen)
+    print(table({source.name: scores}))
     reasons = [score.no_back for score in scores if score.no_back]
     if reasons:
         count = f"{len(reasons)} of {len(scores)} pairs"
@@ -86,6 +85,12 @@ def choose_pairs(dataset: VideoDataset, step: int, limit: int | None) -> list[tu
     return [pairs[k * len(pairs) // count] for k in range(count)]
 
 
+def score_pairs(source: FlowProvider, pairs: Sequence[tuple[Clip, int, int]]) -> list[PairScore]:
+    """The scores of a provider on pairs of frames, with progress."""
+    score_pair(source, *pairs[0])  # warm-up: the first call is slower than those after it
+    return [score_pair(source, *pair) for pair in progress(pairs, desc=f"score {source.name}", unit="pair")]
+
+
 def means(scores: Sequence[PairScore]) -> dict[str, float]:
     """Each score's mean over the pairs that have it, NaN where none has; of the milliseconds the median."""
     names = ("end_point_error", "outliers", "photometric_error", "without_flow", "consistent_share", "milliseconds")
@@ -96,18 +101,20 @@ def means(scores: Sequence[PairScore]) -> dict[str, float]:
     return result
 
 
-def table(name: str, scores: Sequence[PairScore]) -> str:
-    """Header and one row."""
+def table(scored: Mapping[str, Sequence[PairScore]]) -> str:
+    """Header, and a row for every provider."""
     formats = ("{:.2f}", "{:.1%}", "{:.2f}", "{:.2f}", "{:.1%}", "{:.1f}")
-    numbers = zip(formats, means(scores).values(), strict=True)
-    cells = [name, str(len(scores)), *("-" if math.isnan(x) else f.format(x).replace("%", " %") for f, x in numbers)]
-    widths = [max(map(len, column)) for column in zip(HEAD, cells, strict=True)]
-    lines = [
-        [text.rjust(w) if k else text.ljust(w) for k, (text, w) in enumerate(zip(line, widths, strict=True))]
-        for line in (HEAD, cells)
-    ]
-    rule = ["-" * (w - 1) + ":" if k else "-" * w for k, w in enumerate(widths)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, lines[1]))
+    rows = [HEAD]
+    for name, scores in scored.items():
+        numbers = zip(formats, means(scores).values(), strict=True)
+        cells = ("-" if math.isnan(x) else f.format(x).replace("%", " %") for f, x in numbers)
+        rows.append((name, str(len(scores)), *cells))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, tuple("-" * (w - 1) + ":" if k else "-" * w for k, w in enumerate(widths)))
+    return "\n".join(
+        f"| {' | '.join(x.rjust(w) if k else x.ljust(w) for k, (x, w) in enumerate(zip(row, widths, strict=True)))} |"
+        for row in rows
+    )
 
 
 def report(name: str, command: ScoreCommand, scores: Sequence[PairScore]) -> str:
