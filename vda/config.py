@@ -233,9 +233,10 @@ class FlowTraining:
     """Which of the family."""
     width: int = 16
     """Channels of the first layer; 64 is published, 16 has 2.4 million weights."""
+    # The loss is a mean over pixels: FlowNet's decay of 4e-4, made for sums, would outweigh it and end at zero flow.
     optimiser: Optimiser = field(
         default_factory=lambda: Optimiser(
-            iterations=200_000, batch=4, name="adam", lr=4e-4, schedule="cosine", weight_decay=4e-4
+            iterations=200_000, batch=4, name="adam", lr=4e-4, schedule="cosine", weight_decay=0.0
         )
     )
 

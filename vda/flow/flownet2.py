@@ -12,6 +12,7 @@ the second image onto the first, first(p) = second(p + F(p)).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -391,4 +392,21 @@ def build_estimator(variant: str, width: int = 64) -> Estimator:
     """A network of the family with random weights; a `width` below the published 64 thins all layers."""
     network = VARIANTS[variant](width=width)
     network.config = {"variant": variant, "width": width}
+    initialise(network)
     return network
+
+
+def initialise(network: nn.Module) -> None:
+    """He's variance for a slope of 0.1, and biases of 0; layers that give flow begin with a tenth of that.
+
+    Under torch's own bounds, made for fewer layers, signals fade on their way through twenty: training stands still.
+    """
+    for name, layer in network.named_modules():
+        if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            continue
+        up = isinstance(layer, nn.ConvTranspose2d)  # 4 x 4 at stride 2: a pixel is reached by a quarter of the kernel
+        reached = layer.weight[:, 0].numel() / 4 if up else layer.weight[0].numel()
+        deviation = math.sqrt(2 / ((1 + SLOPE**2) * reached))
+        nn.init.normal_(layer.weight, std=deviation * (0.1 if "flow" in name.rpartition(".")[2] else 1.0))
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
