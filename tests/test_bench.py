@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import bench_flow, ceilings, compositions, harness, inputs, table, timing, work
+from bench import ceilings, compositions, harness, inputs, table, timing, work
 from bench.__main__ import main
 from vda.flow.flownet2 import VARIANTS
 from vda.ops import OPS, consensus, warp_occlusion
@@ -156,7 +156,7 @@ def test_the_correlation_of_a_network_is_replaced_and_put_back() -> None:
     image = torch.rand(1, 3, 64, 128)
     with torch.inference_mode():
         wanted = network(image, image)
-        with bench_flow.substituted(spy):
+        with compositions.in_flownet(spy):
             found = network(image, image)
         assert torch.equal(network(image, image), wanted)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
