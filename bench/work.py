@@ -102,14 +102,14 @@ def consensus(pixels: int, predictions: bool) -> Work:
 def flow_network(build: Callable[[], Estimator], H: int, W: int, kind: str = "float32", *, both: bool = False) -> Work:
     """A FlowNet2 of the published width with a correlation: a pair and all weights in, flow (both: one each way) out.
 
-    The multiply-adds of its convolutions, as torch counts them on tensors without memory, and of the correlation.
+    The multiply-adds of its convolutions, as torch counts them on tensors without memory, and of one correlation: the
+    other direction has the same products.
     """
     with FakeTensorMode(), FlopCounterMode(display=False) as counter, torch.inference_mode():
         network, image = build(), torch.empty(1, 3, H, W)
         (network.both if both else network)(image, image)
-    B = 2 if both else 1
-    volume = correlation(B, FEATURES, math.ceil(H / 64) * 8, math.ceil(W / 64) * 8)
-    values = sum(x.numel() for x in network.parameters()) + H * W * (6 + 2 * B)
+    volume = correlation(1, FEATURES, math.ceil(H / 64) * 8, math.ceil(W / 64) * 8)
+    values = sum(x.numel() for x in network.parameters()) + H * W * (10 if both else 8)
     return _matmul(counter.get_total_flops() + volume.flop, values, kind)
 
 
