@@ -7,11 +7,15 @@ input, which tests/test_bench.py checks and every benchmark row checks again bef
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from vda.flow import flownet2
 
 IGNORE = 255
 RADIUS, STRIDE = 10, 2  # FlowNetC: 21 x 21 displacements, every other pixel
@@ -50,6 +54,17 @@ def correlation_bmm(f1: Tensor, f2: Tensor) -> Tensor:
         bands.append(diagonals.view(B, H, 2, half, -1))
     volume = torch.stack(bands, 1) / C  # [B, dy, y, parity, x/2, dx]
     return volume.permute(0, 1, 5, 2, 4, 3).reshape(B, -1, H, W)
+
+
+@contextlib.contextmanager
+def in_flownet(correlation: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
+    """Flow networks use this correlation meanwhile, in place of ours."""
+
+    def composed(f1: Tensor, f2: Tensor, *, negative_slope: float, **_: int) -> Tensor:
+        return F.leaky_relu(correlation(f1, f2), negative_slope)
+
+    with mock.patch.object(flownet2, "correlation", composed):
+        yield
 
 
 # ---- warp ----

@@ -31,6 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "large: only on a GPU or with --full")
     config.addinivalue_line("markers", "gpu_only: only on a GPU")
+    config.addinivalue_line("markers", "cpu_only: only where the device is the CPU")
     config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning:torch")
     option = config.getoption
     if option("threads"):
@@ -61,6 +62,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             continue
         row = item.callspec.params["row"]  # type: ignore[attr-defined]
         absent = ONLY_ON.get(row, device) != device
+        absent = absent or (device != "cpu" and item.get_closest_marker("cpu_only") is not None)
         if device == "cpu":
             large = item.get_closest_marker("large") and not config.getoption("full")
             absent = absent or bool(large) or item.get_closest_marker("gpu_only") is not None

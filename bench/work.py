@@ -6,9 +6,18 @@ an addition count as two; an exponential, a comparison and a selection as one. f
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from vda.flow.flownet2 import Estimator
+
 DISPLACEMENTS = 441
+FEATURES = 256  # FlowNetC: channels of the maps that are correlated, at an eighth of the resolution
 REACH = range(-20, 21, 2)  # FlowNetC: 21 displacements along each axis
 
 
@@ -29,8 +38,8 @@ def _inside(B: int, H: int, W: int) -> int:
 
 
 def _matmul(flop: float, values: float, kind: str) -> Work:
-    """Of float32, TF32 or float16 values."""
-    half = kind.startswith("float16")
+    """Of float32, TF32, float16 or bfloat16 values."""
+    half = kind.startswith(("float16", "bfloat16"))
     return Work(flop, values * (2 if half else 4), "hgemm" if half else "tf32 gemm" if kind == "TF32" else "sgemm")
 
 
@@ -88,3 +97,27 @@ def apply_thresholds(pixels: int) -> Work:
 def consensus(pixels: int, predictions: bool) -> Work:
     """Two label maps and flow in, a label map out; with predictions also two 16-bit confidences."""
     return Work(4 * pixels, pixels * (15 if predictions else 11))
+
+
+def flow_network(build: Callable[[], Estimator], H: int, W: int, kind: str = "float32", *, both: bool = False) -> Work:
+    """A FlowNet2 of the published width with a correlation: a pair and all weights in, flow (both: one each way) out.
+
+    The multiply-adds of its convolutions, as torch counts them on tensors without memory, and of one correlation: the
+    other direction has the same products.
+    """
+    with FakeTensorMode(), FlopCounterMode(display=False) as counter, torch.inference_mode():
+        network, image = build(), torch.empty(1, 3, H, W)
+        (network.both if both else network)(image, image)
+    volume = correlation(1, FEATURES, math.ceil(H / 64) * 8, math.ceil(W / 64) * 8)
+    values = sum(x.numel() for x in network.parameters()) + H * W * (10 if both else 8)
+    return _matmul(counter.get_total_flops() + volume.flop, values, kind)
+
+
+def dis(H: int, W: int) -> Work:
+    """Two RGB images of bytes in, flow out; how much is searched depends on the images."""
+    return Work(0, H * W * (6 + 8))
+
+
+def cached_flow(H: int, W: int) -> Work:
+    """Flow of 16 bits in, float32 out; one product per value."""
+    return Work(2 * H * W, H * W * (4 + 8))

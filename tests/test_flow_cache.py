@@ -131,6 +131,14 @@ def test_both_directions_in_one_pass_where_the_provider_has_one(tmp_path: Path) 
     np.testing.assert_array_equal(CachedFlow(tmp_path, data, "exact")(data.clips[1], 1, 0)[0], np.full((24, 40), 3.0))
 
 
+def test_reading_flow_reads_no_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = clips()
+    precompute(ExactFlow(), data, tmp_path)
+    cached = CachedFlow(tmp_path, data, "exact")
+    monkeypatch.setattr(ArrayClip, "frame", None)
+    assert cached(data.clips[0], 0, 1).shape == (2, 24, 40)
+
+
 def test_reading_copies_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file is mapped: np.load is asked for a memory map, and the stored bytes are half those of the flow."""
     clip = ArrayClip("a", np.zeros((2, 64, 64, 3), np.uint8), flow=(1.5, -2.0))

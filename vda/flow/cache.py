@@ -61,7 +61,7 @@ class CachedFlow:
     """
 
     def __init__(self, root: Path, dataset: VideoDataset, provider: str) -> None:
-        self.root, self.name = root, provider
+        self.root, self.name, self.size = root, provider, dataset.size
         check_manifest(root, Manifest(provider, dataset.name, dataset.size))
 
     def __call__(self, clip: Clip, i: int, j: int) -> FlowField:
@@ -72,7 +72,7 @@ class CachedFlow:
             raise UsageError(f"{path}: not there yet; run `python -m vda flow` for this data set to its end") from None
         except (ValueError, EOFError, OSError) as error:
             raise UsageError(f"{path}: wanted a flow of the cache, cannot read it ({error})") from None
-        if stored.dtype != np.int16 or stored.shape != (2, *clip.frame(i).shape[:2]):
+        if stored.dtype != np.int16 or stored.shape != (2, *self.size):
             found = f"{stored.dtype} {list(stored.shape)}"
             raise UsageError(f"{path}: wanted int16 flow of the frames' size, found {found}")
         return decode(stored)
