@@ -16,9 +16,8 @@ from torch import Tensor
 from bench import compositions, inputs, work
 from bench.harness import Bench, Call, Prepare
 from vda.data.motion import motion
-from vda.flow import flownet2
 from vda.flow.cache import CachedFlow, precompute
-from vda.flow.flownet2 import VARIANTS, Estimator
+from vda.flow.flownet2 import VARIANTS, Estimator, build_estimator
 from vda.flow.providers import DISFlow, ExactFlow
 
 Preset = Literal["medium", "fast", "ultrafast"]
@@ -27,12 +26,9 @@ PRESETS: tuple[Preset, ...] = ("medium", "fast", "ultrafast")
 
 @functools.lru_cache(maxsize=1)
 def network(variant: str, device: torch.device) -> Estimator:
-    """Random weights of the published width, scaled so that signals neither fade nor grow: what is wrong shows."""
+    """Random weights of the published width."""
     torch.manual_seed(0)
-    built = VARIANTS[variant]()
-    for parameter in built.parameters():
-        if parameter.dim() == 4:
-            torch.nn.init.kaiming_normal_(parameter, a=flownet2.SLOPE)
+    built = build_estimator(variant)
     built.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return built.to(device).eval().requires_grad_(False)
 
