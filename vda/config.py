@@ -64,10 +64,11 @@ class Data:
 class Flow:
     """Optical flow between frames of a clip (docs/flow.md says how to choose)."""
 
-    provider: Literal["exact", "dis", "flownet2", "precomputed"] = "dis"
-    """The data set's own; OpenCV's DIS (no weights needed); one of the FlowNet2 family; files made elsewhere."""
+    provider: Literal["exact", "dis", "flownet2", "raft", "precomputed"] = "dis"
+    """The data set's own; OpenCV's DIS (no weights needed); FlowNet2 or torchvision's RAFT; files made elsewhere."""
     weights: Path | None = None
-    """flownet2: weights imported by `python -m vda weights import CHECKPOINT`; they say which variant it is."""
+    """flownet2, raft: weights imported by `python -m vda weights import CHECKPOINT`; they say which variant it is.
+    RAFT's checkpoints may also be given as they are."""
     root: Path | None = None
     """precomputed: folder of ROOT/CLIP/FRAME_I-FRAME_J with the suffix .flo, .png (KITTI), .npy or .npz."""
     cache: Path | None = None

@@ -19,7 +19,7 @@ from vda.data.flow_files import WRITERS, write_flow
 from vda.errors import UsageError
 from vda.flow.cache import precompute
 from vda.flow.providers import DISFlow, NetworkFlow, provider
-from vda.flow.weights import import_weights
+from vda.flow.weights import family, import_weights
 from vda.pictures import flow_image, png
 
 
@@ -68,7 +68,7 @@ def between_images(command: FlowCommand) -> None:
         raise UsageError(f"{command.inputs[1]}: wanted two images of one size, found {sizes}")
     source = provider(command.flow, choose_device(command.device))
     if not isinstance(source, DISFlow | NetworkFlow):
-        raise UsageError(f"--provider {command.flow.provider}: wanted one that looks at images (dis, flownet2)")
+        raise UsageError(f"--provider {command.flow.provider}: wanted one that looks at images (dis, flownet2, raft)")
     flow = source.between(first, second)
     if command.out.suffix == ".png":
         atomic_write(command.out, png(flow_image(flow)))
@@ -96,7 +96,7 @@ class Import:
     """Recognise, check and store the weights of a flow network."""
 
     file: tyro.conf.Positional[Path]
-    """A torch checkpoint of the FlowNet2 family, as its authors published it."""
+    """A torch checkpoint of the FlowNet2 family or of RAFT (princeton-vl's or torchvision's), as it was published."""
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """Where to write it; VARIANT.safetensors beside the file where not given."""
 
@@ -107,4 +107,5 @@ def weights_main(arguments: list[str]) -> None:
         raise UsageError(f"vda weights: wanted import FILE, got {' '.join(arguments) or 'nothing'}")
     command = tyro.cli(Import, args=arguments[1:] or arguments, prog="python -m vda weights import")
     variant, out, sha256 = import_weights(command.file, command.out)
-    print(f"{out}: {variant}, weights SHA-256 {sha256}; use it with --flow.provider flownet2 --flow.weights {out}")
+    use = f"--flow.provider {family(variant)} --flow.weights {out}"
+    print(f"{out}: {variant}, weights SHA-256 {sha256}; use it with {use}")

@@ -260,29 +260,30 @@ class Estimator(nn.Module):
             [B, 2, H, W] float32, pixels of the input, (u right, v down): first(p) = second(p + flow(p)).
         """
         H, W = first.shape[-2:]
-        return self.flow(*normalised(first, second))[..., :H, :W]
+        return self.flow(*self.prepared(first, second))[..., :H, :W]
 
     def both(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """The flows from first to second and from second to first; features of an image are computed once."""
         H, W = first.shape[-2:]
-        there, back = self.flows(*normalised(first, second))
+        there, back = self.flows(*self.prepared(first, second))
         return there[..., :H, :W], back[..., :H, :W]
 
+    def prepared(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Both images as `flow` takes them: normalised, and extended to the right and below."""
+        return normalised(first, second)
+
     def flow(self, first: Tensor, second: Tensor) -> Tensor:
-        """Like `forward`, of normalised images whose sides are multiples of 64."""
+        """Like `forward`, of images that are `prepared`."""
         raise NotImplementedError
 
     def flows(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """Like `both`, of normalised images whose sides are multiples of 64."""
+        """Like `both`, of images that are `prepared`."""
         there, back = self.flow(torch.cat([first, second]), torch.cat([second, first])).chunk(2)
         return there, back
 
 
-def normalised(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Both images minus the mean of each channel over the two, their borders repeated up to multiples of 64.
-
-    Raises TypeError, ValueError: naming the argument, what was wanted and what was found.
-    """
+def check_pair(first: Tensor, second: Tensor) -> None:
+    """Raise TypeError or ValueError unless both are float [B, 3, H, W] of one shape."""
     for name, x in (("first", first), ("second", second)):
         if not x.is_floating_point():
             raise TypeError(f"{name}: wanted RGB in [0, 1] as float, got {str(x.dtype)[6:]}")
@@ -290,6 +291,11 @@ def normalised(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
             raise ValueError(f"{name}: wanted shape [B, 3, H, W], got {list(x.shape)}")
     if first.shape != second.shape:
         raise ValueError(f"second: wanted the shape {list(first.shape)} of first, got {list(second.shape)}")
+
+
+def normalised(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Both images minus the mean of each channel over the two, their borders repeated up to multiples of 64."""
+    check_pair(first, second)
     mean = (first.mean((2, 3), keepdim=True) + second.mean((2, 3), keepdim=True)) / 2
     H, W = first.shape[-2:]
     margin = (0, -W % STRIDE, 0, -H % STRIDE)

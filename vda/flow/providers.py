@@ -21,7 +21,7 @@ from vda.data.clip import Clip, FlowField, Image
 from vda.data.flow_files import READERS, read_flow
 from vda.errors import UsageError
 from vda.flow.flownet2 import Estimator
-from vda.flow.weights import load_estimator
+from vda.flow.weights import build, family, read_weights
 
 _PRESETS = {
     "ultrafast": cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST,
@@ -103,7 +103,7 @@ class DISFlow:
 
 
 class NetworkFlow:
-    """A flow network, e.g. one of the FlowNet2 family (vda/flow/flownet2.py) with imported weights.
+    """A flow network with its weights: one of the FlowNet2 family (vda/flow/flownet2.py), RAFT (vda/flow/raft.py).
 
     name: recorded beside the flow; it has to tell these weights from others.
     """
@@ -172,13 +172,19 @@ def _check_frames(clip: Clip, i: int, j: int) -> None:
             raise ValueError(f"{name}: wanted a frame 0 .. {len(clip) - 1} of clip {clip.name}, got {index}")
 
 
-def _flownet2(settings: Flow, device: torch.device) -> FlowProvider:
+def _network(settings: Flow, device: torch.device) -> FlowProvider:
+    name = settings.provider
     if settings.weights is None:
         raise UsageError(
-            "--flow.provider flownet2: wanted --flow.weights, a file made by `python -m vda weights import CHECKPOINT`"
+            f"--flow.provider {name}: wanted --flow.weights, a file made by `python -m vda weights import CHECKPOINT`"
         )
-    network, variant, sha256 = load_estimator(settings.weights)
-    return NetworkFlow(network, f"{variant}-{sha256[:12]}", device)
+    variant, state, sha256 = read_weights(settings.weights)
+    if family(variant) != name:
+        raise UsageError(
+            f"--flow.provider {name}: wanted weights of that network, {settings.weights} has those of {variant}; "
+            f"use --flow.provider {family(variant)}"
+        )
+    return NetworkFlow(build(variant, state), f"{variant}-{sha256[:12]}", device)
 
 
 def _precomputed(settings: Flow, device: torch.device) -> FlowProvider:
@@ -190,7 +196,8 @@ def _precomputed(settings: Flow, device: torch.device) -> FlowProvider:
 PROVIDERS: dict[str, Callable[[Flow, torch.device], FlowProvider]] = {
     "exact": lambda settings, device: ExactFlow(),
     "dis": lambda settings, device: DISFlow(),
-    "flownet2": _flownet2,
+    "flownet2": _network,
+    "raft": _network,
     "precomputed": _precomputed,
 }
 

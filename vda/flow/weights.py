@@ -1,7 +1,8 @@
 """Weights of the flow networks: foreign checkpoints in, safetensors with a hash out, nothing executed.
 
 `python -m vda weights import FILE` recognises the variant by the names and shapes of the tensors, checks every one, and
-writes a safetensors file whose metadata name the variant and the SHA-256 of the weights; `load_estimator` reads it.
+writes a safetensors file whose metadata name the variant and the SHA-256 of the weights; `load_estimator` reads it. The
+small files of RAFT are also read as they were published.
 """
 
 from __future__ import annotations
@@ -20,29 +21,46 @@ from torch import Tensor
 
 from vda.checkpoint import atomic_write
 from vda.errors import UsageError
+from vda.flow import raft
 from vda.flow.flownet2 import VARIANTS, Estimator, build_estimator
 
 FORMAT = "vda-flow-1"
 PREFIXES = ("module.", "model.")  # of networks that were wrapped when they were saved
+KNOWN = (*VARIANTS, *raft.VARIANTS)
+
+
+def family(variant: str) -> str:
+    """The provider that a variant belongs to, flownet2 or raft."""
+    return "raft" if variant in raft.VARIANTS else "flownet2"
 
 
 @cache
 def shapes(variant: str, width: int = 64) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a variant's tensors."""
+    """Names and shapes of a variant's tensors; width: of the FlowNet2 family, 64 as published."""
+    if variant in raft.VARIANTS:
+        return raft.VARIANTS[variant]
     with torch.device("meta"):
-        return {name: tuple(x.shape) for name, x in build_estimator(variant, width).state_dict().items()}
+        return shapes_of(build_estimator(variant, width).state_dict())
 
 
-def recognise(found: Mapping[str, tuple[int, ...]], where: str) -> tuple[str, int]:
-    """The variant and width whose tensors these are; UsageError, naming the nearest and what differs, if none is."""
+def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(x.shape) for name, x in state.items()}
+
+
+def width_of(found: Mapping[str, tuple[int, ...]]) -> int:
+    """Channels of the first layer of a network of the FlowNet2 family; 64 for what is none."""
     firsts = [found[name] for name in ("conv1.0.weight", "flownetc.conv1.0.weight") if name in found]
-    width = firsts[0][0] if firsts and firsts[0] and firsts[0][0] in range(4, 1025, 4) else 64
-    for variant in VARIANTS:
+    return firsts[0][0] if firsts and firsts[0] and firsts[0][0] in range(4, 1025, 4) else 64
+
+
+def recognise(found: Mapping[str, tuple[int, ...]], where: str) -> str:
+    """The variant whose tensors these are; UsageError, naming the nearest one and what differs, if none is."""
+    width = width_of(found)
+    for variant in KNOWN:
         if shapes(variant, width) == found:
-            return variant, width
-    nearest = min(VARIANTS, key=lambda variant: _difference(variant, width, found)[0])
-    differs = _difference(nearest, width, found)[1]
-    raise UsageError(f"{where}: wanted the weights of {', '.join(VARIANTS)}; {differs}")
+            return variant
+    nearest = min(KNOWN, key=lambda variant: _difference(variant, width, found)[0])
+    raise UsageError(f"{where}: wanted the weights of {', '.join(KNOWN)}; {_difference(nearest, width, found)[1]}")
 
 
 def _difference(variant: str, width: int, found: Mapping[str, tuple[int, ...]]) -> tuple[int, str]:
@@ -67,17 +85,27 @@ def import_weights(path: Path, out: Path | None = None) -> tuple[str, Path, str]
     path: a torch file, zip or legacy, holding a state dict or a dict with one under "state_dict".
     Raises UsageError, in one sentence, for a file that is no checkpoint, is cut short, or holds other weights.
     """
-    state = _read_torch(path)
-    variant, _ = recognise({name: tuple(x.shape) for name, x in state.items()}, str(path))
+    variant, state = read_checkpoint(path)
     return variant, *save_weights(out or path.with_name(f"{variant}.safetensors"), variant, state, str(path))
 
 
-def save_weights(out: Path, variant: str, state: Mapping[str, Tensor], where: str) -> tuple[Path, str]:
-    """Writes weights of a known variant; the file and their SHA-256. UsageError for weights that are not finite."""
+def read_checkpoint(path: Path) -> tuple[str, dict[str, Tensor]]:
+    """Variant and tensors of a foreign checkpoint, the latter under our names; raises as `import_weights`."""
+    state = raft.torchvision_names(_read_torch(path), str(path))
+    return recognise(shapes_of(state), str(path)), state
+
+
+def check_finite(state: Mapping[str, Tensor], where: str) -> None:
+    """UsageError for weights that are NaN or infinite."""
     for name, x in state.items():
         bad = x.numel() - int(x.isfinite().sum())
         if bad:
             raise UsageError(f"{where}: wanted finite weights, {name} has {bad} values that are NaN or infinite")
+
+
+def save_weights(out: Path, variant: str, state: Mapping[str, Tensor], where: str) -> tuple[Path, str]:
+    """Writes weights of a known variant; the file and their SHA-256. UsageError for weights that are not finite."""
+    check_finite(state, where)
     tensors = {name: x.detach().to("cpu", copy=True).contiguous() for name, x in state.items()}
     sha256 = digest(tensors)
     metadata = {"format": FORMAT, "variant": variant, "sha256": sha256}
@@ -91,12 +119,30 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         x = tensors[name]
         result.update(f"{name} {x.dtype} {list(x.shape)}\n".encode())
-        result.update(x.contiguous().flatten().view(torch.uint8).numpy().tobytes() if x.numel() else b"")
+        result.update(x.reshape(-1).view(torch.uint8).numpy().tobytes() if x.numel() else b"")
     return result.hexdigest()
 
 
 def load_estimator(path: Path) -> tuple[Estimator, str, str]:
-    """A flow network ready for inference, its variant, and the SHA-256 of its weights.
+    """A flow network ready for inference, its variant, and the SHA-256 of its weights; raises as the two below."""
+    variant, state, sha256 = read_weights(path)
+    return build(variant, state), variant, sha256
+
+
+def build(variant: str, state: Mapping[str, Tensor]) -> Estimator:
+    """The network with these weights, ready for inference. UsageError where it needs what is not installed."""
+    state = {name: x.float() if x.is_floating_point() else x for name, x in state.items()}
+    if variant in raft.VARIANTS:
+        network: Estimator = raft.build(variant, state)
+    else:
+        with torch.device("meta"):
+            network = build_estimator(variant, width_of(shapes_of(state)))
+        network.load_state_dict(state, strict=True, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def read_weights(path: Path) -> tuple[str, dict[str, Tensor], str]:
+    """Variant, tensors and their SHA-256, of an imported file or of RAFT's published ones.
 
     Raises UsageError for a missing or damaged file, and for a foreign one with the command that imports it.
     """
@@ -104,29 +150,35 @@ def load_estimator(path: Path) -> tuple[Estimator, str, str]:
         data = path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path}: wanted a file of flow weights, cannot read it ({error.strerror})") from None
-    metadata = _metadata(path, data)
+    metadata = _metadata(data)
+    if metadata.get("format") != FORMAT:
+        return _published_raft(path)
     try:
         state = safetensors.torch.load(data)
     except Exception as error:
         raise UsageError(f"{path}: wanted flow weights, the file is damaged ({_line(error)})") from None
-    variant, width = recognise({name: tuple(x.shape) for name, x in state.items()}, str(path))
+    variant = recognise(shapes_of(state), str(path))
     if digest(state) != metadata["sha256"] or variant != metadata["variant"]:
         raise UsageError(f"{path}: the file is damaged, its weights do not have the recorded hash")
-    with torch.device("meta"):
-        network = build_estimator(variant, width)
-    network.load_state_dict({name: x.float() for name, x in state.items()}, strict=True, assign=True)
-    return network.eval().requires_grad_(False), variant, metadata["sha256"]
+    return variant, state, metadata["sha256"]
 
 
-def _metadata(path: Path, data: bytes) -> dict[str, str]:
-    """The header's metadata, or a sentence that says what the file is instead."""
+def _published_raft(path: Path) -> tuple[str, dict[str, Tensor], str]:
+    """`read_weights` of a file that was not imported."""
+    variant, state = read_checkpoint(path)
+    if variant not in raft.VARIANTS:
+        raise UsageError(f"{path}: wanted imported flow weights, found another file; run `vda weights import {path}`")
+    check_finite(state, str(path))
+    return variant, state, digest(state)
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """The metadata in the header of a safetensors file; empty for any other file."""
     try:
         length = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+        metadata: dict[str, str] = json.loads(data[8 : 8 + length]).get("__metadata__", {})
     except (ValueError, AttributeError):
         metadata = {}
-    if metadata.get("format") != FORMAT:
-        raise UsageError(f"{path}: wanted imported flow weights, found another file; run `vda weights import {path}`")
     return metadata
 
 
