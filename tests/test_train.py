@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 TINY = """
 recipe: tiny
-flow: exact
+flow: {provider: exact}
 checkpoint_every: 2
 device: cpu
 data: {source: embedded/simulator, target: embedded/camera, validation: embedded/camera-val, size: [64, 96]}
