@@ -26,7 +26,7 @@ from vda.pseudo import PseudoLabels
 from vda.report import Panel, colour_label, flow_image, overlay, write_report
 from vda.run import Run
 
-ERROR_CAPTION = "warp error of the next frame: black none, yellow 64 grey levels or more; cyan: not visible"
+ERROR_CAPTION = "warp error of the next frame: black 0, yellow 64 grey levels or more; tinted cyan: not visible"
 
 
 def spread(dataset: VideoDataset, count: int) -> list[tuple[Clip, int]]:
@@ -88,7 +88,7 @@ def pseudo_panels(
             "after refinement": colour_label(after, dataset.palette),
             "flow to the next frame": flow_image(flows[0]),
             ERROR_CAPTION: error_image(clip.frame(i), _brought(clip.frame(i + 1), flows[0]), seen),
-            f"visible (white) in the next frame: {occlusion.test} test": visible_image(seen),
+            f"visible (white) in the next frame; test: {occlusion.test}": visible_image(seen),
         }
         truth = clip.label(i)
         if truth is not None:

@@ -24,7 +24,7 @@ def _wheel() -> NDArray[np.float64]:
 
 
 _WHEEL = _wheel()
-_ERROR_SCALE = cv2.applyColorMap(np.arange(256, dtype=np.uint8), cv2.COLORMAP_INFERNO)[:, 0, ::-1]
+_ERROR_SCALE = cv2.applyColorMap(np.arange(256, dtype=np.uint8), cv2.COLORMAP_INFERNO).reshape(256, 3)[:, ::-1]
 _UNSEEN = (0, 255, 255)  # cyan: inferno goes from black by red to yellow, and none of its colours comes near
 
 
@@ -63,7 +63,7 @@ def flow_image(flow: FlowField, largest: float | None = None) -> Image:
     u, v = np.where(known, u, 0) + 0.0, np.where(known, v, 0) + 0.0  # negative zero would turn the hue
     length = np.hypot(u, v)
     length /= largest or length.max(initial=0) or 1
-    # The circle closes at hue 54, beside hue 0, not at a 55th: Middlebury's code does so, and so do its copies.
+    # A full turn is 54 steps, so hues 0 and 54 meet at the right: Middlebury's code does so, and so do its copies.
     place = (np.arctan2(-v, -u) / np.pi + 1) / 2 * (len(_WHEEL) - 1)
     first = place.astype(int)
     share = (place - first)[..., None]
