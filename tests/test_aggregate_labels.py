@@ -130,6 +130,19 @@ def test_composition(
     assert_decided(aggregate_labels_reference(**clip, **arguments), wanted)
 
 
+def test_alpha_0_passes_every_colour(backend: Backend) -> None:
+    """What is left of the occlusion test: the flow is finite and stays inside, as black against white shows."""
+    clip = clip_of(1, 2, 3, (12, 35), (3, 7))
+    clip["frame"].zero_()
+    clip["neighbour_frames"].fill_(1)
+    clip["flows"][:, 0, :, 4:8] = math.nan
+    got = aggregate_labels(**to(clip, backend.device), alpha=0.0)
+    assert_decided(got, distribution(clip, True, alpha=0.0))
+    clip["neighbour_frames"].zero_()
+    for x, y in zip(got, aggregate_labels(**to(clip, backend.device), alpha=50.0), strict=True):
+        assert torch.equal(x, y)
+
+
 def test_wild_flow(backend: Backend) -> None:
     """Taps all over a neighbour: no box of probabilities holds those of a tile."""
     clip = clip_of(1, 2, 3, (120, 200), (15, 25))

@@ -15,7 +15,7 @@ from PIL import Image
 from vda import report as module_under_test
 from vda.curves import curve_svg, curves
 from vda.pictures import data_uri
-from vda.report import Panel, colour_label, flow_image, overlay, score_table, write_report
+from vda.report import Panel, colour_label, overlay, score_table, write_report
 
 CLASSES = ["road", "sky", "person"]
 PALETTE = np.array([[128, 64, 128], [70, 130, 180], [220, 20, 60]], np.uint8)
@@ -276,38 +276,6 @@ def test_odd_curves_are_drawn(curve):
 
 
 # --- pictures
-
-
-def test_flow_wheel_by_hand():
-    # One vector per pixel: right, down, left, up, still, half as long to the right, unknown, too long.
-    u = np.array([[4, 0, -4, 0, 0, 2, np.nan, 8]], np.float32)
-    v = np.array([[0, 4, 0, -4, 0, 0, 1, 0]], np.float32)
-    colours = flow_image(np.stack([u, v]), largest=4)[0]
-    wanted = [
-        (255, 0, 0),  # right: red, at 0 of 55
-        (255, 234, 0),  # down: 13.75, on the way from red (0) to yellow (15)
-        (0, 197, 255),  # left: 27.5, on the way from cyan (25) to blue (36)
-        (103, 0, 255),  # up: 41.25, on the way from blue (36) to magenta (49)
-        (255, 255, 255),
-        (255, 128, 128),
-        (0, 0, 0),
-        (191, 0, 0),
-    ]
-    np.testing.assert_allclose(colours.astype(int), wanted, atol=1)
-
-
-def test_flow_image_scales_to_its_longest_vector():
-    flow = np.zeros((2, 3, 5), np.float32)
-    flow[0, 1, 2] = 7
-    image = flow_image(flow)
-    assert image.shape == (3, 5, 3)
-    assert image.dtype == np.uint8
-    assert image[1, 2].tolist() == [255, 0, 0]
-    assert (image[0] == 255).all()
-    assert (flow_image(np.zeros((2, 3, 5), np.float32)) == 255).all()
-    assert (flow_image(np.full((2, 3, 5), np.inf, np.float32)) == 0).all()
-    # Negative zero, which a flipped flow is full of, must not turn the hue.
-    np.testing.assert_array_equal(flow_image(np.array([[[5.0]], [[-0.0]]], np.float32))[0, 0], [255, 0, 0])
 
 
 def test_overlay_by_hand():

@@ -188,12 +188,15 @@ class Pseudo:
 
 @dataclass(frozen=True)
 class Occlusion:
-    """Visible where exp(-alpha e) > threshold, e the norm of the colour difference on [0, 1] RGB.
+    """Where a neighbour shows what a frame shows (vda/occlusion.py).
 
-    The paper gives neither alpha nor the range of colours. alpha = 50 with the squared norm cuts at 12 grey levels
-    per channel, as alpha = 1 with the printed, unsquared norm does on ImageNet-normalised colours.
+    Photometric: where exp(-alpha e) > threshold, e the norm of the colour difference on [0, 1] RGB. The paper gives
+    neither alpha nor the range of colours. alpha = 50 with the squared norm cuts at 12 grey levels per channel, as
+    alpha = 1 with the printed, unsquared norm does on ImageNet-normalised colours.
     """
 
+    test: Literal["photometric", "consistency", "both"] = "photometric"
+    """Colours agree (the paper), the flow there and the flow back agree, or both."""
     alpha: float = 50.0
     """Steepness; more means stricter."""
     threshold: float = 0.7

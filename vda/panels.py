@@ -9,18 +9,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vda.config import Occlusion, to_dict
-from vda.data.clip import Clip, Image, LabelMap, VideoDataset
-from vda.data.tubes import Batch, FlowSource
+from vda.data.clip import Clip, FlowField, FlowSource, Image, LabelMap, VideoDataset
+from vda.data.tubes import Batch
+from vda.flow.providers import both_ways
 from vda.methods.vst import refine
 from vda.metrics import ConfusionMatrix
 from vda.models import upsample
+from vda.occlusion import visible
 from vda.ops import warp_occlusion
+from vda.pictures import error_image, visible_image
 from vda.pseudo import PseudoLabels
 from vda.report import Panel, colour_label, flow_image, overlay, write_report
 from vda.run import Run
+
+ERROR_CAPTION = "warp error of the next frame: black 0, yellow 64 grey levels or more; tinted cyan: not visible"
 
 
 def spread(dataset: VideoDataset, count: int) -> list[tuple[Clip, int]]:
@@ -62,11 +68,11 @@ def pseudo_panels(
     occlusion: Occlusion,
     count: int = 6,
 ) -> list[Panel]:
-    """Frame, pseudo label before and after refinement against the next frame, flow and visibility."""
+    """Frame, pseudo label before and after refinement against the next frame; flow, warp error and visibility."""
     panels = []
     for clip, i in spread(dataset, count):
         before = [labels(clip, i), labels(clip, i + 1)]
-        flows = np.stack([flow(clip, i, i + 1), flow(clip, i + 1, i)])
+        flows = np.stack(both_ways(flow, clip, i, i + 1))
         batch = Batch(
             frames=torch.stack([_tensor(clip.frame(j))[0] for j in (i, i + 1)])[None],
             labels=torch.from_numpy(np.stack(before))[None],
@@ -74,26 +80,29 @@ def pseudo_panels(
             names=[],
         )
         after = refine(batch, refinement, occlusion)[0, 0].numpy()
-        _, visible = warp_occlusion(
-            batch.frames[:, 0],
-            batch.frames[:, 1],
-            torch.from_numpy(flows[:1]),
-            alpha=occlusion.alpha,
-            threshold=occlusion.threshold,
-            squared=occlusion.squared,
-        )
+        there, back = torch.from_numpy(flows)[:, None]
+        seen = visible(batch.frames[:, 0], batch.frames[:, 1], there, back, occlusion)[0].numpy()
         images = {
             "frame": clip.frame(i),
             "pseudo label": colour_label(before[0], dataset.palette),
             "after refinement": colour_label(after, dataset.palette),
             "flow to the next frame": flow_image(flows[0]),
-            "visible in the next frame": np.repeat(visible[0].numpy()[..., None] * np.uint8(255), 3, axis=2),
+            ERROR_CAPTION: error_image(clip.frame(i), _brought(clip.frame(i + 1), flows[0]), seen),
+            f"visible (white) in the next frame; test: {occlusion.test}": visible_image(seen),
         }
         truth = clip.label(i)
         if truth is not None:
             images["truth"] = colour_label(truth, dataset.palette)
         panels.append(Panel(f"{clip.name}/{clip.frame_names[i]}", images))
     return panels
+
+
+def _brought(neighbour: Image, flow: FlowField) -> NDArray[np.float32]:
+    """The neighbour [H, W, 3] brought onto the frame, in grey levels; NaN where the flow leads out of the picture."""
+    image = torch.from_numpy(neighbour).permute(2, 0, 1)[None].float()
+    # alpha = 0: every colour passes, so what is left of the test is whether there is a pixel
+    brought, inside = warp_occlusion(image, image, torch.from_numpy(flow)[None], alpha=0.0)
+    return np.asarray(torch.where(inside[:, None], brought, torch.nan)[0].permute(1, 2, 0).numpy())
 
 
 def _tensor(image: Image) -> Tensor:

@@ -10,15 +10,22 @@ from numpy.typing import NDArray
 
 from vda.data.clip import IGNORE, FlowField, Image, LabelMap
 
-# Baker et al., A Database and Evaluation Methodology for Optical Flow, IJCV 2011: hues around the circle,
-# with the share of the circle that perception asks for. Position on the wheel (of 55) and RGB there, linear
-# in between.
-_WHEEL_AT = (0, 15, 21, 25, 36, 49, 55)
-_WHEEL_RGB = (
-    (255, 255, 0, 0, 0, 255, 255),  # red, yellow, green, cyan, blue, magenta, red
-    (0, 255, 255, 255, 0, 0, 0),
-    (0, 0, 0, 255, 255, 255, 0),
-)
+# Baker et al., A Database and Evaluation Methodology for Optical Flow, IJCV 2011: seven corners of the colour circle,
+# and as many of the 55 hues from each to the next as perception asks for.
+_CORNERS = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1], [1, 0, 1], [1, 0, 0]])
+_STEPS = (15, 6, 4, 11, 13, 6)
+
+
+def _wheel() -> NDArray[np.float64]:
+    """The 55 hues, [55, 3], 0 .. 255; whole numbers, since Middlebury's own code walks in whole numbers."""
+    arcs = zip(_CORNERS[:-1], _CORNERS[1:], _STEPS, strict=True)
+    walks = [255 * start + (end - start) * (255 * np.arange(n)[:, None] // n) for start, end, n in arcs]
+    return np.concatenate(walks).astype(np.float64)
+
+
+_WHEEL = _wheel()
+_ERROR_SCALE = cv2.applyColorMap(np.arange(256, dtype=np.uint8), cv2.COLORMAP_INFERNO).reshape(256, 3)[:, ::-1]
+_UNSEEN = (0, 255, 255)  # cyan: inferno goes from black by red to yellow, and none of its colours comes near
 
 
 def colour_label(label: LabelMap, palette: NDArray[np.uint8]) -> Image:
@@ -49,18 +56,47 @@ def flow_image(flow: FlowField, largest: float | None = None) -> Image:
 
     Right is red, down yellow, left blue-cyan, up violet; still is white; unknown (not finite) is black.
     largest: the length in pixels that gets full saturation, the longest in `flow` where not given; longer
-    vectors are darkened.
+    vectors are darkened to three quarters. What the code of the Middlebury benchmark draws.
     """
     u, v = np.asarray(flow, np.float64)
     known = np.isfinite(u) & np.isfinite(v)
-    u, v = np.where(known, u, 0), np.where(known, v, 0)
+    u, v = np.where(known, u, 0) + 0.0, np.where(known, v, 0) + 0.0  # negative zero would turn the hue
     length = np.hypot(u, v)
     length /= largest or length.max(initial=0) or 1
-    place = (np.arctan2(-v, -u) / (2 * np.pi) + 0.5) * 55
-    hue = np.stack([np.interp(place, _WHEEL_AT, channel, period=55) for channel in _WHEEL_RGB], axis=-1)
+    # A full turn is 54 steps, so hues 0 and 54 meet at the right: Middlebury's code does so, and so do its copies.
+    place = (np.arctan2(-v, -u) / np.pi + 1) / 2 * (len(_WHEEL) - 1)
+    first = place.astype(int)
+    share = (place - first)[..., None]
+    hue = (1 - share) * _WHEEL[first] + share * _WHEEL[(first + 1) % len(_WHEEL)]
     near = 255 - np.minimum(length, 1)[..., None] * (255 - hue)
     shown = np.where((length > 1)[..., None], 0.75 * hue, near)
-    return np.where(known[..., None], np.rint(shown), 0).astype(np.uint8)
+    return np.where(known[..., None], shown, 0).astype(np.uint8)
+
+
+def visible_image(visible: NDArray[np.bool_]) -> Image:
+    """Visibility [H, W] in a neighbour: white where the frame's pixel can be seen there, black where not."""
+    return np.repeat(visible[..., None] * np.uint8(255), 3, axis=2)
+
+
+def error_image(frame: Image, brought: NDArray[np.floating], visible: NDArray[np.bool_], largest: float = 64) -> Image:
+    """Warp error: how far `frame` is from its neighbour brought onto it by flow, the mean over the channels.
+
+    frame: [H, W, 3], 0 .. 255; brought: the same of any float type, NaN where the flow leads nowhere; visible: [H, W].
+    The scale (inferno) goes from black for no error by red to light yellow for `largest` grey levels or more. What is
+    not visible is half cyan, so that its error still shows, and all cyan where there is no error to show.
+
+    Raises ValueError where the sizes differ.
+    """
+    for name, image in (("brought", brought), ("visible", visible)):
+        if image.shape[:2] != frame.shape[:2]:
+            raise ValueError(f"{name}: wanted the size {frame.shape[:2]} of frame, got {image.shape[:2]}")
+    error = np.abs(frame - brought).mean(axis=-1)
+    known = np.isfinite(error)
+    level = np.rint(255 * np.minimum(np.where(known, error, 0) / largest, 1)).astype(np.uint8)
+    shown = _ERROR_SCALE[level]
+    marked = (shown.astype(int) + _UNSEEN) // 2
+    shown = np.where(visible[..., None], shown, marked)
+    return np.where(known[..., None], shown, _UNSEEN).astype(np.uint8)
 
 
 def png(image: Image) -> bytes:

@@ -1,6 +1,7 @@
 """Pseudo labels: Algorithm 1 of the paper, with Eq. 10 (aggregation) and Eq. 11 (clip-adaptive thresholds).
 
-Memory holds the logits of at most three frames, and 3 bytes a pixel (label and 16-bit confidence) of one clip.
+Memory holds the logits of at most three frames, the flow of two pairs, and 3 bytes a pixel (label and 16-bit
+confidence) of one clip.
 Labels are written as uint8 PNG, 255 for "none", beside a manifest that names the model, the flow, and the thresholds
 of every finished clip; thresholds run from clip to clip, so a stopped run continues from the manifest and ends with
 the same files.
@@ -21,10 +22,11 @@ from torch import Tensor, nn
 
 from vda.checkpoint import atomic_write
 from vda.config import Occlusion, Pseudo
-from vda.data.clip import IGNORE, Clip, LabelMap, VideoDataset
+from vda.data.clip import IGNORE, Clip, FlowSource, LabelMap, VideoDataset
 from vda.data.labels import read_label, write_label
-from vda.data.tubes import FlowSource
 from vda.errors import UsageError
+from vda.flow.providers import both_ways
+from vda.occlusion import needs_back, photometric, visible_flow
 from vda.ops import ClassThresholds, aggregate_labels, apply_thresholds
 from vda.progress import progress
 
@@ -55,6 +57,7 @@ def predictions(generator: Generator, clip: Clip, weight: Tensor | None = None) 
     """
     frames: dict[int, Tensor] = {}
     logits: dict[int, Tensor] = {}
+    flows: dict[tuple[int, int], Tensor] = {}
     for i in range(len(clip)):
         near = [j for j in (i - 1, i, i + 1) if 0 <= j < len(clip)] if generator.settings.aggregate else [i]
         for j in near:
@@ -62,33 +65,31 @@ def predictions(generator: Generator, clip: Clip, weight: Tensor | None = None) 
                 image = torch.from_numpy(clip.frame(j)).to(generator.device)
                 frames[j] = image.permute(2, 0, 1)[None].float() / 255
                 logits[j] = generator.network(frames[j])
+        if i + 1 in near:  # frame i + 1 wants the same pair from its end
+            both = torch.from_numpy(np.stack(both_ways(generator.flow, clip, i, i + 1)))
+            flows[i, i + 1], flows[i + 1, i] = both[:, None].to(generator.device)
         neighbours = [j for j in near if j != i]
+        there, back = _stack([flows[i, j] for j in neighbours], like=frames[i][:, :2]), None
+        if needs_back(generator.occlusion):
+            back = _stack([flows[j, i] for j in neighbours], like=frames[i][:, :2])
         yield aggregate_labels(
             logits[i],
-            _stack(neighbours, logits, i),
-            _flows(generator, clip, i, neighbours, frames[i]),
+            _stack([logits[j] for j in neighbours], like=logits[i]),
+            visible_flow(there, back, generator.occlusion),
             frames[i],
-            _stack(neighbours, frames, i),
-            alpha=generator.occlusion.alpha,
-            threshold=generator.occlusion.threshold,
-            squared=generator.occlusion.squared,
+            _stack([frames[j] for j in neighbours], like=frames[i]),
+            **photometric(generator.occlusion),
             weight=weight,
         )
         frames.pop(i - 1, None)
         logits.pop(i - 1, None)
+        flows.pop((i - 1, i), None)
+        flows.pop((i, i - 1), None)
 
 
-def _stack(neighbours: list[int], maps: dict[int, Tensor], like: int) -> Tensor:
-    """[1, J, ...] of the neighbours' maps [1, ...], J = 0 included."""
-    return torch.stack([maps[j] for j in neighbours], 1) if neighbours else maps[like][:, None][:, :0]
-
-
-def _flows(generator: Generator, clip: Clip, i: int, neighbours: list[int], frame: Tensor) -> Tensor:
-    """F_{i -> j}, [1, J, 2, H, W]."""
-    if not neighbours:
-        return frame.new_empty((1, 0, 2, *frame.shape[-2:]))
-    flows = np.stack([generator.flow(clip, i, j) for j in neighbours])
-    return torch.from_numpy(flows)[None].to(generator.device)
+def _stack(maps: list[Tensor], like: Tensor) -> Tensor:
+    """[1, J, ...] of J maps [1, ...]; of none, J = 0 and the shape of `like`."""
+    return torch.stack(maps, 1) if maps else like[:, None][:, :0]
 
 
 def confident(generator: Generator, clip: Clip, weight: Tensor | None = None) -> Confident:

@@ -13,8 +13,9 @@ from vda.checkpoint import Checkpoint, latest, load_checkpoint, load_weights
 from vda.cli import choose_device
 from vda.config import Config, Phase
 from vda.data import VideoDataset, open_dataset
+from vda.data.clip import FlowSource
 from vda.data.transforms import Augment
-from vda.data.tubes import FlowSource, LabelSource, Tubes
+from vda.data.tubes import LabelSource, Tubes
 from vda.errors import UsageError
 from vda.flow.cache import CachedFlow
 from vda.flow.providers import FlowProvider, provider

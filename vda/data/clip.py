@@ -6,7 +6,7 @@ Frames are loaded when asked for, so a data set of any length costs no memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,6 +44,9 @@ class Clip(Protocol):
 
         Frame j is brought onto frame i by sampling it at p + flow(p).
         """
+
+
+FlowSource = Callable[[Clip, int, int], FlowField]  # (clip, i, j) -> flow from frame i to frame j
 
 
 @dataclass(frozen=True)

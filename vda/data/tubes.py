@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vda.data.clip import Clip, FlowField, LabelMap, VideoDataset
+from vda.data.clip import Clip, FlowSource, LabelMap, VideoDataset
 from vda.data.transforms import Augment, Sample, augment
 from vda.errors import UsageError
+from vda.flow.providers import both_ways
 
 LabelSource = Callable[[Clip, int], LabelMap | None]
-FlowSource = Callable[[Clip, int, int], FlowField]
 
 
 def true_labels(clip: Clip, i: int) -> LabelMap | None:
@@ -139,8 +139,7 @@ class Tubes(Dataset["tuple[Sample, list[str]] | UsageError"]):
 
     def _flows(self, clip: Clip, indices: Sequence[int]) -> NDArray[np.float32]:
         assert self.flow is not None
-        both = [np.stack([self.flow(clip, i, j), self.flow(clip, j, i)]) for i, j in pairwise(indices)]
-        return np.stack(both)
+        return np.stack([np.stack(both_ways(self.flow, clip, i, j)) for i, j in pairwise(indices)])
 
 
 def draws(size: int, batch: int, seed: int, start: int, stop: int) -> Iterator[list[Draw]]:

@@ -17,9 +17,11 @@ from vda.ops import warp
 def consistent(flow: Tensor, back: Tensor, *, relative: float = 0.01, absolute: float = 0.5) -> Tensor:
     """Where two flows agree: [B, H, W] bool.
 
-    flow: [B, 2, H, W] from frame i to frame j, pixels; back: the same from j to i. False where p + flow(p) lies outside
-    the frame or either flow is not finite.
+    flow: [B, 2, H, W] from frame i to frame j, pixels, of a floating type; back: the same from j to i. False where
+    p + flow(p) lies outside the frame or either flow is not finite. TypeError for flow in tenths of a pixel (int16).
     """
+    if not (flow.is_floating_point() and back.is_floating_point()):
+        raise TypeError(f"flow, back: wanted floating types, in pixels, got {flow.dtype} and {back.dtype}")
     H, W = flow.shape[-2:]
     flow, back = flow.float(), back.float()
     returned = warp(back, flow)
@@ -28,8 +30,3 @@ def consistent(flow: Tensor, back: Tensor, *, relative: float = 0.01, absolute: 
     inside = (x >= 0) & (x <= W - 1) & (y >= 0) & (y <= H - 1)
     limit = relative * (flow.square().sum(1) + returned.square().sum(1)) + absolute
     return inside & ((flow + returned).square().sum(1) < limit)
-
-
-def unseen_as_nan(flow: Tensor, back: Tensor) -> Tensor:
-    """The flow with NaN where it is not consistent: every operator of this package takes that as "not visible"."""
-    return torch.where(consistent(flow, back)[:, None], flow.float(), torch.nan)

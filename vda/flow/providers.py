@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from vda.config import Flow
-from vda.data.clip import Clip, FlowField, Image
+from vda.data.clip import Clip, FlowField, FlowSource, Image
 from vda.data.flow_files import READERS, read_flow
 from vda.errors import UsageError
 from vda.flow.flownet2 import Estimator
@@ -40,12 +40,12 @@ class FlowProvider(Protocol):
         """Flow from frame i to frame j, [2, H, W] float32."""
 
 
-def both_ways(provider: FlowProvider, clip: Clip, i: int, j: int) -> tuple[FlowField, FlowField]:
-    """F_{i->j} and F_{j->i}, in one pass where the provider has a method `both`."""
-    if hasattr(provider, "both"):
-        there, back = provider.both(clip, i, j)
+def both_ways(flow: FlowSource, clip: Clip, i: int, j: int) -> tuple[FlowField, FlowField]:
+    """F_{i->j} and F_{j->i}, in one pass where the source, a provider mostly, has a method `both`."""
+    if hasattr(flow, "both"):
+        there, back = flow.both(clip, i, j)
         return there, back
-    return provider(clip, i, j), provider(clip, j, i)
+    return flow(clip, i, j), flow(clip, j, i)
 
 
 class ExactFlow:

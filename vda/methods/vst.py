@@ -18,7 +18,8 @@ from vda import config
 from vda.data.tubes import Batch
 from vda.losses import cross_entropy, iast_regulariser
 from vda.methods.base import Losses, Method, tube_labels, tube_logits, untracked
-from vda.ops import consensus, warp_occlusion
+from vda.occlusion import visible
+from vda.ops import consensus
 
 
 class VST(Method):
@@ -61,17 +62,13 @@ def refine(batch: Batch, mode: str, occlusion: config.Occlusion) -> Tensor:
         raise ValueError("flows: wanted the optical flow of the tubes for the refinement, got none")
     refined = []
     for t in range(labels.shape[1]):
-        # reference frame, and the flow from t to it
-        reference, flow = (t - 1, batch.flows[:, t - 1, 1]) if t else (1, batch.flows[:, 0, 0])
-        visible = None
+        # reference frame, the flow from t to it, and the flow back
+        if t:
+            reference, back, flow = t - 1, *batch.flows[:, t - 1].unbind(1)
+        else:
+            reference, flow, back = 1, *batch.flows[:, 0].unbind(1)
+        seen = None
         if mode == "fill_in":
-            _, visible = warp_occlusion(
-                batch.frames[:, t],
-                batch.frames[:, reference],
-                flow,
-                alpha=occlusion.alpha,
-                threshold=occlusion.threshold,
-                squared=occlusion.squared,
-            )
-        refined.append(consensus(labels[:, t], labels[:, reference], flow, mode=mode, visible=visible))
+            seen = visible(batch.frames[:, t], batch.frames[:, reference], flow, back, occlusion)
+        refined.append(consensus(labels[:, t], labels[:, reference], flow, mode=mode, visible=seen))
     return torch.stack(refined, 1)
