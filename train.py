@@ -36,7 +36,7 @@ from vda.methods import METHODS, Method
 from vda.panels import write_run_report
 from vda.progress import progress
 from vda.report import score_table
-from vda.run import SEGMENTATION, Run, network_of, open_checkpoint
+from vda.run import FLOW_WEIGHTS, SEGMENTATION, Run, network_of, open_checkpoint
 
 KEEP_CHECKPOINTS = 2
 
@@ -93,7 +93,7 @@ def flow(run: Run) -> None:
     network = build_estimator(training.variant, training.width).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     pairs = run.tubes(run.source, None, flow=known_flow)
     fit(run, "flow", METHODS["flow"](network), training.optimiser, pairs, None)
-    path, sha256 = save_weights(run.folder / "flow.safetensors", training.variant, network.state_dict(), "flow")
+    path, sha256 = save_weights(run.folder / FLOW_WEIGHTS, training.variant, network.state_dict(), "flow")
     trained = NetworkFlow(network.eval(), f"{training.variant}-{sha256[:12]}", run.device)
     held_out = flow_scores.choose_pairs(run.validation, 1, None)
     print(flow_scores.table({x.name: flow_scores.score_pairs(x, held_out) for x in (trained, DISFlow())}))

@@ -127,6 +127,8 @@ def test_train_py_flow(tmp_path: Path) -> None:
     run = tmp_path / "run"
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [entry["iteration"] for entry in log] == [0, 1, 2, 3]
+    report = (run / "report.html").read_text()
+    assert report.count("estimated flow") >= 6
     weights = run / "flow.safetensors"
     source = provider(Flow("flownet2", weights=weights))
     clip = open_dataset("motion/val", None, (64, 96)).clips[0]

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vda.config import Occlusion, to_dict
+from vda.config import Flow, Occlusion, to_dict
 from vda.data.clip import Clip, FlowField, FlowSource, Image, LabelMap, VideoDataset
 from vda.data.tubes import Batch
-from vda.flow.providers import both_ways
+from vda.flow.providers import both_ways, provider
 from vda.methods.vst import refine
 from vda.metrics import ConfusionMatrix
 from vda.models import upsample
@@ -24,7 +24,7 @@ from vda.ops import warp_occlusion
 from vda.pictures import error_image, visible_image
 from vda.pseudo import PseudoLabels
 from vda.report import Panel, colour_label, flow_image, overlay, write_report
-from vda.run import Run
+from vda.run import FLOW_WEIGHTS, Run
 
 ERROR_CAPTION = "warp error of the next frame: black 0, yellow 64 grey levels or more; tinted cyan: not visible"
 
@@ -97,6 +97,24 @@ def pseudo_panels(
     return panels
 
 
+def flow_panels(flow: FlowSource, dataset: VideoDataset, count: int = 6) -> list[Panel]:
+    """Frame, true flow where it is known and estimated flow on one scale, and what warping by the latter leaves."""
+    panels = []
+    for clip, i in spread(dataset, count):
+        frame, following = clip.frame(i), clip.frame(i + 1)
+        estimate, truth = flow(clip, i, i + 1), clip.exact_flow(i, i + 1)
+        shown = estimate if truth is None else truth
+        largest = float(np.nanmax(np.hypot(*shown), initial=1.0))
+        images = {"frame": frame, "next frame": following}
+        if truth is not None:
+            images["true flow"] = flow_image(truth, largest)
+        images["estimated flow"] = flow_image(estimate, largest)
+        everywhere = np.ones(frame.shape[:2], np.bool_)
+        images[ERROR_CAPTION] = error_image(frame, _brought(following, estimate), everywhere)
+        panels.append(Panel(f"{clip.name}/{clip.frame_names[i]}", images))
+    return panels
+
+
 def _brought(neighbour: Image, flow: FlowField) -> NDArray[np.float32]:
     """The neighbour [H, W, 3] brought onto the frame, in grey levels; NaN where the flow leads out of the picture."""
     image = torch.from_numpy(neighbour).permute(2, 0, 1)[None].float()
@@ -118,6 +136,8 @@ def write_run_report(run: Run, scores: dict[str, Any]) -> Path:
         labels = run.pseudo_labels
         panels += pseudo_panels(run.target, labels, run.flow, run.config.vst.refine, run.config.occlusion)
         coverage = pseudo_scores(run.target, labels)
+    if (weights := run.folder / FLOW_WEIGHTS).exists():
+        panels += flow_panels(provider(Flow("flownet2", weights=weights), run.device), run.validation)
     log = run.folder / "log.jsonl"
     path = run.folder / "report.html"
     write_report(

@@ -22,6 +22,7 @@ from vda.flow.providers import FlowProvider, provider
 from vda.models import build_network
 
 SEGMENTATION: tuple[Phase, ...] = ("source_only", "vat", "vst", "oracle")  # these leave a segmentation network
+FLOW_WEIGHTS = "flow.safetensors"  # what the phase "flow" leaves in the run folder
 NEEDS: dict[Phase, Phase] = {"vat": "source_only", "pseudo": "vat", "vst": "pseudo"}  # phase -> what it starts from
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vda.data.clip import Clip, FlowSource, LabelMap, VideoDataset
+from vda.data.clip import Clip, FlowField, FlowSource, LabelMap, VideoDataset
 from vda.data.transforms import Augment, Sample, augment
 from vda.errors import UsageError
 from vda.flow.providers import both_ways
