@@ -39,6 +39,8 @@ from vda.report import score_table
 from vda.run import FLOW_WEIGHTS, SEGMENTATION, Run, network_of, open_checkpoint
 
 KEEP_CHECKPOINTS = 2
+FLOW_SCORES = "flow-scores.json"
+HELD_OUT_PAIRS = 100  # on which a flow network is scored at most
 
 
 # --- phases
@@ -95,8 +97,10 @@ def flow(run: Run) -> None:
     fit(run, "flow", METHODS["flow"](network), training.optimiser, pairs, None)
     path, sha256 = save_weights(run.folder / FLOW_WEIGHTS, training.variant, network.state_dict(), "flow")
     trained = NetworkFlow(network.eval(), f"{training.variant}-{sha256[:12]}", run.device)
-    held_out = flow_scores.choose_pairs(run.validation, 1, None)
-    print(flow_scores.table({x.name: flow_scores.score_pairs(x, held_out) for x in (trained, DISFlow())}))
+    held_out = flow_scores.choose_pairs(run.validation, 1, HELD_OUT_PAIRS)
+    scores = {source.name: flow_scores.score_pairs(source, held_out) for source in (trained, DISFlow())}
+    print(flow_scores.table(scores))
+    write_scores(run.folder / FLOW_SCORES, {name: flow_scores.means(rows) for name, rows in scores.items()})
     print(f"use it with --flow.provider flownet2 --flow.weights {path}")
 
 
@@ -279,7 +283,8 @@ def train(argv: Sequence[str]) -> None:
         print(score_table(scores))
         write_scores(folder / "scores.json", scores)
     report = write_run_report(run, scores)
-    print(f"run folder {folder}: checkpoints, scores.json, {report.name}")
+    files = [name for name in ("scores.json", FLOW_SCORES) if (folder / name).exists()]
+    print(f"run folder {folder}: {', '.join(['checkpoints', *files, report.name])}")
 
 
 def scored(run: Run, phase: Phase) -> dict[str, Any]:

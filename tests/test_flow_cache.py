@@ -11,8 +11,9 @@ import pytest
 from clips import ArrayClip, dataset, scrolling_clip
 
 from vda.data.clip import Clip, FlowField, VideoDataset
+from vda.data.flow_files import UNKNOWN_TENTHS, from_tenths, in_tenths
 from vda.errors import UsageError
-from vda.flow.cache import MANIFEST, UNKNOWN, CachedFlow, decode, encode, pair_path, precompute
+from vda.flow.cache import MANIFEST, CachedFlow, pair_path, precompute
 from vda.flow.providers import DISFlow, ExactFlow
 
 
@@ -37,15 +38,15 @@ class Counted:
 
 def test_codec() -> None:
     flow = np.array([[0.0, 0.04, 0.06, -0.26, 3276.7, -3276.7, 3276.76, -1e9, np.nan, np.inf, -np.inf]] * 2, np.float32)
-    stored = encode(flow[:, None])
+    stored = in_tenths(flow[:, None])
     assert stored.dtype == np.int16
-    assert stored[0, 0].tolist() == [0, 0, 1, -3, 32767, -32767] + [UNKNOWN] * 5
-    back = decode(stored)[0, 0]
+    assert stored[0, 0].tolist() == [0, 0, 1, -3, 32767, -32767] + [UNKNOWN_TENTHS] * 5
+    back = from_tenths(stored)[0, 0]
     assert back.dtype == np.float32
     np.testing.assert_array_equal(back[:6], np.array([0, 0, 0.1, -0.3, 3276.7, -3276.7], np.float32))
     assert np.isnan(back[6:]).all()
     random = np.random.default_rng(0).normal(scale=40, size=(2, 30, 40)).astype(np.float32)
-    assert np.abs(decode(encode(random)) - random).max() <= 0.05 + 1e-5
+    assert np.abs(from_tenths(in_tenths(random)) - random).max() <= 0.05 + 1e-5
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -53,7 +54,7 @@ def test_every_pair_in_both_directions(tmp_path: Path, workers: int) -> None:
     data = clips()
     assert precompute(ExactFlow(), data, tmp_path, steps=(1, 2, 1), workers=workers) == 3 + 2 + 1
     cached = CachedFlow(tmp_path, data, "exact")
-    assert cached.name == "exact"
+    assert cached.name == "exact-tenths"
     for clip in data.clips:
         for i in range(len(clip)):
             for j in range(len(clip)):
@@ -150,3 +151,15 @@ def test_reading_copies_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(np, "load", lambda *args, **options: seen.append(load(*args, **options)) or seen[-1])
     CachedFlow(tmp_path, data, "exact")(clip, 0, 1)
     assert isinstance(seen[0], np.memmap)
+
+
+def test_all_that_a_run_needs_is_checked_at_its_start(tmp_path: Path) -> None:
+    precompute(ExactFlow(), clips(), tmp_path, steps=(1,))
+    cached = CachedFlow(tmp_path, clips(), "exact")
+    cached.check(clips(), {1})
+    with pytest.raises(UsageError, match=r"a/0000-0002.npy: not there yet; run `python -m vda flow`"):
+        cached.check(clips(), {1, 2})
+    clip = clips().clips[1]
+    pair_path(tmp_path, clip, 1, 0).unlink()
+    with pytest.raises(UsageError, match=rf"{pair_path(tmp_path, clip, 1, 0)}: not there yet"):
+        cached.check(clips(), {1})

@@ -34,7 +34,7 @@ def test_flo_is_the_same_bit_for_bit(tmp_path: Path) -> None:
     assert np.array_equal(read_flow(tmp_path / "b.flo"), flow)
 
 
-@pytest.mark.parametrize("suffix", [".flo", ".png"])
+@pytest.mark.parametrize("suffix", [".flo", ".png", ".npy"])
 def test_unknown_pixels(tmp_path: Path, suffix: str) -> None:
     flow = random_flow()
     flow[:, 1, 2] = np.nan
@@ -135,7 +135,7 @@ def test_foreign_files(tmp_path: Path) -> None:
 
 
 def test_what_a_format_cannot_hold(tmp_path: Path) -> None:
-    for name, value in (("a.png", 600.0), ("a.npy", 4000.0), ("a.npy", np.nan)):
+    for name, value in (("a.png", 600.0), ("a.npy", 4000.0), ("a.npy", np.inf)):
         with pytest.raises(ValueError, match="flow: wanted"):
             write_flow(tmp_path / name, np.full((2, 3, 4), value, np.float32))
     with pytest.raises(ValueError, match=r"flow: wanted shape \[2, H, W\], got \[3, 4\]"):

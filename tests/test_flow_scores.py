@@ -253,7 +253,7 @@ def test_a_cache_is_scored_too(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert main(["flow", *data, "-o", str(tmp_path)]) == 0
     capsys.readouterr()
     row, _ = run(capsys, *data, "--limit", 2, "--flow.cache", tmp_path)
-    assert (row["provider"], row["Fl-all"]) == ("exact", "0.0 %")
+    assert (row["provider"], row["Fl-all"]) == ("exact-tenths", "0.0 %")
     assert 0 < float(row["EPE"]) < 0.08  # tenths of a pixel
 
 
@@ -275,7 +275,7 @@ def test_what_is_wrong_is_told_in_one_sentence(
 ) -> None:
     assert main(["flow-score", *arguments]) == 2
     out, err = capsys.readouterr()
-    assert err.startswith(sentence)
+    assert err.startswith(f"error: {sentence}")
     assert err.count("\n") == 1
     assert not out
 

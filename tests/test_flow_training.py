@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 from vda.config import Flow
 from vda.data import open_dataset
 from vda.data.tubes import Batch, known_flow
-from vda.flow.flownet2 import UNIT, build_estimator
+from vda.flow.flownet2 import UNIT, build_estimator, normalised
 from vda.flow.providers import provider
 from vda.methods.flow import FlowTraining, multi_scale_error
 
@@ -69,13 +70,17 @@ def test_a_pair_without_flow_is_refused() -> None:
 
 @pytest.mark.parametrize("variant", ["flownet2-c", "flownet2-s", "flownet2-sd"])
 def test_both_directions_are_trained(variant: str) -> None:
-    """The loss of a pair and of the same pair turned round are the same."""
+    """The loss of a pair and of the same pair turned round are the same, and each direction is its own."""
     torch.manual_seed(0)
     method = FlowTraining(build_estimator(variant, 4))
     frames, flows = torch.rand(1, 2, 3, 64, 64), torch.randn(1, 1, 2, 2, 64, 64)
     there = next(method.losses(Batch(frames, None, flows, [])))["flow"]
     back = next(method.losses(Batch(frames.flip(1), None, flows.flip(2), [])))["flow"]
     assert torch.allclose(there, back, atol=1e-5)
+    flows[:, :, 0] = NAN  # known from the second image to the first alone
+    back = next(method.losses(Batch(frames, None, flows, [])))["flow"]
+    first, second = normalised(frames[:, 0], frames[:, 1])
+    assert torch.allclose(back, multi_scale_error(method.network.pyramid(second, first), flows[:, 0, 1]), atol=1e-5)
 
 
 def test_it_learns_a_shift() -> None:
@@ -134,6 +139,35 @@ def test_train_py_flow(tmp_path: Path) -> None:
     clip = open_dataset("motion/val", None, (64, 96)).clips[0]
     flow = source(clip, 0, 1)
     assert flow.shape == (2, 64, 96)
-    again = command(*size, *steps, "--out", "run", "--resume", cwd=tmp_path)  # all is done: the same weights
+    assert {"flownet2-c", "dis-medium"} == {re.sub(r"-\w{12}$", "", name) for name in read_scores(run)}
+
+    # Stopped at step 2 and resumed: the same weights as those of the whole run.
+    shutil.rmtree(run / "flow" / "step-000004")
+    weights.unlink()
+    again = command(*size, *steps, "--out", "run", "--resume", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert provider(Flow("flownet2", weights=weights)).name == source.name
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "evaluate.py"), "run/flow", "--data", "motion/val"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "wanted a segmentation network, found that of phase flow" in done.stderr
+
+
+def read_scores(run: Path) -> dict[str, dict[str, float]]:
+    scores: dict[str, dict[str, float]] = json.loads((run / "flow-scores.json").read_text())
+    assert all(0 < entry["end_point_error"] < 100 for entry in scores.values())
+    return scores
+
+
+def test_settings_that_cannot_train_flow(tmp_path: Path) -> None:
+    done = command("--data.size", 64, 96, "--out", "run", "--data.tube-length", 3, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "tubes of 3 frames" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()

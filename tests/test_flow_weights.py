@@ -155,7 +155,7 @@ def test_stored_files_are_verified(tmp_path: Path) -> None:
     for name, message in {
         "flipped.safetensors": "its weights do not have the recorded hash",
         "cut.safetensors": "the file is damaged",
-        "a.pth": "wanted imported flow weights, found another file; run `vda weights import",
+        "a.pth": "wanted imported flow weights, found another file; run `python -m vda weights import",
         "missing": "wanted a file of flow weights, cannot read it",
     }.items():
         with pytest.raises(UsageError, match=message) as error:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from . import doctor
+from .cli import run_command
 from .errors import UsageError
 from .flow import command as flow
 from .flow import score_command
@@ -19,16 +20,18 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 
 def main(arguments: list[str]) -> int:
-    """Run one command; 0, or 2 after one sentence on standard error."""
-    try:
-        if not arguments or arguments[0] not in COMMANDS:
-            found = repr(arguments[0]) if arguments else "nothing"
-            raise UsageError(f"python -m vda: wanted a command ({', '.join(COMMANDS)}), got {found}")
-        COMMANDS[arguments[0]](arguments[1:])
-    except UsageError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    """Run one command; the exit status as `vda.cli.run_command`."""
+    return run_command(dispatch, arguments)
+
+
+def dispatch(arguments: Sequence[str]) -> None:
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(f"usage: python -m vda {{{','.join(COMMANDS)}}} ...; each has a --help of its own")
+        return
+    if not arguments or arguments[0] not in COMMANDS:
+        found = repr(arguments[0]) if arguments else "nothing"
+        raise UsageError(f"python -m vda: wanted a command ({', '.join(COMMANDS)}), got {found}")
+    COMMANDS[arguments[0]](list(arguments[1:]))
 
 
 if __name__ == "__main__":

@@ -286,7 +286,6 @@ class Config:
 # Settings that say where and how a run is done, not what it computes.
 _BESIDE_THE_POINT = ("recipe", "out", "resume", "device", "checkpoint_every", "phases")
 _BESIDE_THE_POINT_OF_DATA = ("source_root", "target_root", "workers")
-_BESIDE_THE_POINT_OF_FLOW = ("cache",)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -306,7 +305,7 @@ def digest(config: Config) -> str:
     """Hash of the settings that decide the numbers; two runs with one digest compute the same."""
     relevant = {k: v for k, v in to_dict(config).items() if k not in _BESIDE_THE_POINT}
     relevant["data"] = {k: v for k, v in relevant["data"].items() if k not in _BESIDE_THE_POINT_OF_DATA}
-    relevant["flow"] = {k: v for k, v in relevant["flow"].items() if k not in _BESIDE_THE_POINT_OF_FLOW}
+    relevant["flow"]["cache"] = config.flow.cache is not None  # its flow is rounded, wherever it lies
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 
 

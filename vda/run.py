@@ -18,7 +18,7 @@ from vda.data.transforms import Augment
 from vda.data.tubes import LabelSource, Tubes
 from vda.errors import UsageError
 from vda.flow.cache import CachedFlow
-from vda.flow.providers import FlowProvider, provider
+from vda.flow.providers import FlowProvider, NetworkFlow, both_ways, provider
 from vda.models import build_network
 
 SEGMENTATION: tuple[Phase, ...] = ("source_only", "vat", "vst", "oracle")  # these leave a segmentation network
@@ -49,9 +49,7 @@ class Run:
 
     def _check(self) -> None:
         """Refuses what would fail later, after hours: clips shorter than a tube, a flow that the target lacks."""
-        self.tubes(self.source, None)
-        clip, (i, j, *_) = self.tubes(self.target, None).tubes[0]
-        self.flow(clip, i, j)
+        self._check_flow()
         net, done = self.config.network, set[str]()
         if net.weights is not None and not net.weights.is_file():
             raise UsageError(f"{net.weights}: wanted a file of backbone weights, found none")
@@ -67,6 +65,27 @@ class Run:
                     f"phases: {phase} starts from {needed}, which is neither before it nor in {self.folder}"
                 )
             done.add(phase)
+
+    def _check_flow(self) -> None:
+        """Flow is read both ways: by VST between the frames of a tube, for pseudo labels between neighbours."""
+        data, phases = self.config.data, self.config.phases
+        clip, (i, j, *_) = self.tubes(self.target, None).tubes[0]
+        both_ways(self.flow, clip, i, j)
+        if isinstance(self.flow, CachedFlow):
+            steps = {data.frame_step} if "vst" in phases else set[int]()
+            self.flow.check(self.target, steps | ({1} if "pseudo" in phases else set()))
+        forks = "vst" in phases and data.workers > 0 and self.device.type == "cuda"
+        if forks and isinstance(self.flow, NetworkFlow):
+            raise UsageError(
+                "data.workers: wanted 0, since loader processes cannot use a flow network on a GPU; compute its flow "
+                "ahead with `python -m vda flow` and give --flow.cache"
+            )
+        clip, (i, j, *_) = self.tubes(self.source, None).tubes[0]
+        if "flow" in phases and (data.tube_length != 2 or clip.exact_flow(i, j) is None):
+            raise UsageError(
+                f"phase flow: wanted tubes of 2 frames of a data set that knows its flow (motion, pairs, embedded), "
+                f"found {data.source} with tubes of {data.tube_length}"
+            )
 
     def trained(self) -> list[Phase]:
         """The phases that have left a segmentation network in the run folder."""
@@ -123,6 +142,9 @@ class Run:
 
 def network_of(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
     """The network that a checkpoint holds, built from the settings that it carries."""
+    if checkpoint.meta["phase"] not in SEGMENTATION:
+        phase = checkpoint.meta["phase"]
+        raise UsageError(f"{checkpoint.path}: wanted a segmentation network, found that of phase {phase}")
     network = build_network(**checkpoint.meta["network"])
     load_weights(network, checkpoint)
     return _on_device(network, device).eval()

@@ -2,7 +2,7 @@
 
 .flo    Middlebury: float32, little-endian; a component beyond 1e9 is unknown
 .png    KITTI: 16 bit, 64 steps a pixel, third channel says whether the pixel is known
-.npy    [2, H, W] or [H, W, 2]; int16 in tenths of a pixel (the "_int16_x10" files), float16 or float32 in pixels
+.npy    [2, H, W] or [H, W, 2]; int16 in tenths of a pixel (the "_int16_x10" files; -32768 is unknown), or floats
 .npz    the same, as its only array or the one called "flow", or the components [H, W] as "u" and "v" (VIPER)
 """
 
@@ -24,6 +24,7 @@ from vda.errors import UsageError
 
 FLO_TAG = b"PIEH"  # 202021.25 as a float32
 UNKNOWN = 1e9  # Middlebury: components beyond this are unknown
+UNKNOWN_TENTHS = -32768
 KITTI_STEPS, KITTI_ZERO = 64.0, 32768.0
 
 
@@ -144,17 +145,29 @@ def _from_array(path: Path, array: NDArray[Any]) -> FlowField:
         raise UsageError(f"{path}: wanted shape [2, H, W] or [H, W, 2], found {list(array.shape)}")
     flow = array if array.shape[0] == 2 else array.transpose(2, 0, 1)
     if flow.dtype == np.int16:
-        return np.ascontiguousarray(flow).astype(np.float32) / np.float32(10)
+        return from_tenths(np.ascontiguousarray(flow))
     _refuse_nan(path, flow)
     return np.ascontiguousarray(flow, np.float32)
 
 
+def in_tenths(flow: FlowField) -> NDArray[np.int16]:
+    """Tenths of a pixel; components beyond 3276.7 and unknown ones become -32768, which lies outside every frame."""
+    tenths = np.rint(np.asarray(flow, np.float64) * 10)
+    return np.where(np.abs(tenths) <= 32767, tenths, UNKNOWN_TENTHS).astype(np.int16)
+
+
+def from_tenths(stored: NDArray[np.int16]) -> FlowField:
+    """The reverse of `in_tenths`: pixels, NaN where unknown."""
+    flow = stored.astype(np.float32) / np.float32(10)
+    flow[stored == UNKNOWN_TENTHS] = np.nan
+    return flow
+
+
 def _write_npy(flow: FlowField) -> bytes:
-    tenths = np.rint(flow.astype(np.float64) * 10)
-    if not np.abs(tenths).max(initial=0) <= 32767:  # NaN too
+    if np.abs(flow).max(initial=0, where=~np.isnan(flow)) > 3276.7:
         raise ValueError("flow: wanted known components within 3276.7 pixels, which int16 in tenths can hold")
     buffer = io.BytesIO()
-    np.save(buffer, tenths.astype(np.int16))
+    np.save(buffer, in_tenths(flow))
     return buffer.getvalue()
 
 

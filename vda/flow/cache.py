@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vda.checkpoint import atomic_write
 from vda.data.clip import Clip, FlowField, VideoDataset
+from vda.data.flow_files import from_tenths, in_tenths
 from vda.errors import UsageError
 from vda.flow.providers import FlowProvider, both_ways
 from vda.progress import progress
 
 FORMAT = "vda-flow-cache-1"
 MANIFEST = "manifest.json"
-UNKNOWN = -32768
+LACKING = "not there yet; run `python -m vda flow` for this data set, with all --steps that are needed, to its end"
 
 
 @dataclass(frozen=True)
@@ -38,44 +38,39 @@ class Manifest:
     format: str = FORMAT
 
 
-def encode(flow: FlowField) -> NDArray[np.int16]:
-    """Tenths of a pixel; components beyond 3276.7 and unknown ones become -32768, which lies outside every frame."""
-    tenths = np.rint(np.asarray(flow, np.float64) * 10)
-    return np.where(np.abs(tenths) <= 32767, tenths, UNKNOWN).astype(np.int16)
-
-
-def decode(stored: NDArray[np.int16]) -> FlowField:
-    flow = stored.astype(np.float32) / np.float32(10)
-    flow[stored == UNKNOWN] = np.nan
-    return flow
-
-
 def pair_path(root: Path, clip: Clip, i: int, j: int) -> Path:
     return root / clip.name / f"{clip.frame_names[i]}-{clip.frame_names[j]}.npy"
 
 
 class CachedFlow:
-    """The flow in a cache, as a provider under the name of the one that made it.
+    """The flow in a cache, as a provider; its name says that it is rounded.
 
     Raises UsageError where the cache is of another provider, data set or size, or lacks a pair.
     """
 
     def __init__(self, root: Path, dataset: VideoDataset, provider: str) -> None:
-        self.root, self.name, self.size = root, provider, dataset.size
+        self.root, self.name, self.size = root, f"{provider}-tenths", dataset.size
         check_manifest(root, Manifest(provider, dataset.name, dataset.size))
+
+    def check(self, dataset: VideoDataset, steps: Iterable[int]) -> None:
+        """UsageError unless both directions of all pairs are there; reads none of them."""
+        for clip, i, j in frame_pairs(dataset, steps):
+            for path in (pair_path(self.root, clip, i, j), pair_path(self.root, clip, j, i)):
+                if not path.exists():
+                    raise UsageError(f"{path}: {LACKING}")
 
     def __call__(self, clip: Clip, i: int, j: int) -> FlowField:
         path = pair_path(self.root, clip, i, j)
         try:
             stored = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
-            raise UsageError(f"{path}: not there yet; run `python -m vda flow` for this data set to its end") from None
+            raise UsageError(f"{path}: {LACKING}") from None
         except (ValueError, EOFError, OSError) as error:
             raise UsageError(f"{path}: wanted a flow of the cache, cannot read it ({error})") from None
         if stored.dtype != np.int16 or stored.shape != (2, *self.size):
             found = f"{stored.dtype} {list(stored.shape)}"
             raise UsageError(f"{path}: wanted int16 flow of the frames' size, found {found}")
-        return decode(stored)
+        return from_tenths(stored)
 
 
 def check_manifest(root: Path, wanted: Manifest) -> None:
@@ -142,7 +137,7 @@ def _done(root: Path, clip: Clip, i: int, j: int) -> bool:
 
 def _store(path: Path, flow: FlowField) -> None:
     buffer = io.BytesIO()
-    np.save(buffer, encode(flow))
+    np.save(buffer, in_tenths(flow))
     atomic_write(path, buffer.getvalue())
 
 

@@ -47,6 +47,8 @@ class FlowCommand:
 def flow_main(arguments: list[str]) -> None:
     """Run `python -m vda flow`."""
     command = tyro.cli(FlowCommand, args=arguments, prog="python -m vda flow")
+    if command.flow.cache is not None:
+        raise UsageError("vda flow: wanted --out FOLDER for the cache to fill; --flow.cache is for reading one")
     if len(command.inputs) == 2:
         return between_images(command)
     if len(command.inputs) != 1:
@@ -62,20 +64,25 @@ def flow_main(arguments: list[str]) -> None:
 
 
 def between_images(command: FlowCommand) -> None:
+    if command.out.suffix not in (".png", *WRITERS) or not command.out.parent.is_dir():
+        raise UsageError(f"{command.out}: wanted a .png, .flo or .npy in a folder that exists")
     first, second = (read_image(Path(name)) for name in command.inputs)
     if first.shape != second.shape:
         sizes = " and ".join(f"{x.shape[1]} x {x.shape[0]}" for x in (first, second))
         raise UsageError(f"{command.inputs[1]}: wanted two images of one size, found {sizes}")
     source = provider(command.flow, choose_device(command.device))
     if not isinstance(source, DISFlow | NetworkFlow):
-        raise UsageError(f"--provider {command.flow.provider}: wanted one that looks at images (dis, flownet2, raft)")
+        raise UsageError(
+            f"--flow.provider {command.flow.provider}: wanted one that looks at images (dis, flownet2, raft)"
+        )
     flow = source.between(first, second)
     if command.out.suffix == ".png":
         atomic_write(command.out, png(flow_image(flow)))
-    elif command.out.suffix in WRITERS:
-        write_flow(command.out, flow)
     else:
-        raise UsageError(f"{command.out}: wanted .png, .flo or .npy")
+        try:
+            write_flow(command.out, flow)
+        except ValueError as error:
+            raise UsageError(f"{command.out}: {error}") from None
     length = np.hypot(*flow)
     print(f"{command.out}: {source.name}, length {np.median(length):.2f} px in the median, {length.max():.2f} at most")
 
@@ -105,7 +112,7 @@ def weights_main(arguments: list[str]) -> None:
     """Run `python -m vda weights`."""
     if not arguments or (arguments[0] != "import" and arguments[0] not in ("-h", "--help")):
         raise UsageError(f"vda weights: wanted import FILE, got {' '.join(arguments) or 'nothing'}")
-    command = tyro.cli(Import, args=arguments[1:] or arguments, prog="python -m vda weights import")
+    command = tyro.cli(Import, args=arguments[arguments[0] == "import" :], prog="python -m vda weights import")
     variant, out, sha256 = import_weights(command.file, command.out)
     use = f"--flow.provider {family(variant)} --flow.weights {out}"
     print(f"{out}: {variant}, weights SHA-256 {sha256}; use it with {use}")

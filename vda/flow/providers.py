@@ -7,6 +7,7 @@ is one small class and one line in `PROVIDERS`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -85,6 +86,12 @@ class DISFlow:
         _check_frames(clip, i, j)
         return self.between(clip.frame(i), clip.frame(j))
 
+    def both(self, clip: Clip, i: int, j: int) -> tuple[FlowField, FlowField]:
+        """F_{i->j} and F_{j->i}; frames are read once."""
+        _check_frames(clip, i, j)
+        frame, neighbour = clip.frame(i), clip.frame(j)
+        return self.between(frame, neighbour), self.between(neighbour, frame)
+
     def between(self, image: Image, neighbour: Image) -> FlowField:
         """Flow from `image` to `neighbour`, both [H, W, 3] uint8 RGB of one size; ValueError otherwise."""
         check_images(image, neighbour)
@@ -118,9 +125,10 @@ class NetworkFlow:
     def both(self, clip: Clip, i: int, j: int) -> tuple[FlowField, FlowField]:
         """F_{i->j} and F_{j->i}; what the network knows of a frame alone is computed once."""
         _check_frames(clip, i, j)
-        check_images(clip.frame(i), clip.frame(j))
+        frame, neighbour = clip.frame(i), clip.frame(j)
+        check_images(frame, neighbour)
         with torch.inference_mode():
-            flows = self.network.both(self._tensor(clip.frame(i)), self._tensor(clip.frame(j)))
+            flows = self.network.both(self._tensor(frame), self._tensor(neighbour))
         there, back = (flow[0].cpu().numpy() for flow in flows)
         return there, back
 
@@ -142,7 +150,8 @@ class PrecomputedFlow:
         if not root.is_dir():
             raise UsageError(f"--flow.root: wanted a folder of flow files, found none at {root}")
         self.root = root
-        self.name = f"precomputed-{root.name}"
+        place = hashlib.sha256(str(root.resolve()).encode()).hexdigest()
+        self.name = f"precomputed-{root.name}-{place[:8]}"
 
     def __call__(self, clip: Clip, i: int, j: int) -> FlowField:
         _check_frames(clip, i, j)

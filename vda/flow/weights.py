@@ -167,7 +167,8 @@ def _published_raft(path: Path) -> tuple[str, dict[str, Tensor], str]:
     """`read_weights` of a file that was not imported."""
     variant, state = read_checkpoint(path)
     if variant not in raft.VARIANTS:
-        raise UsageError(f"{path}: wanted imported flow weights, found another file; run `vda weights import {path}`")
+        command = f"python -m vda weights import {path}"
+        raise UsageError(f"{path}: wanted imported flow weights, found another file; run `{command}`")
     check_finite(state, str(path))
     return variant, state, digest(state)
 
