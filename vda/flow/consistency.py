@@ -14,6 +14,14 @@ from torch import Tensor
 from vda.ops import warp
 
 
+def ends_inside(flow: Tensor) -> Tensor:
+    """Where p + flow(p) lies in the frame, [B, H, W] bool, of a flow [B, 2, H, W] in pixels; not where it is NaN."""
+    H, W = flow.shape[-2:]
+    x = torch.arange(W, device=flow.device) + flow[:, 0]
+    y = torch.arange(H, device=flow.device)[:, None] + flow[:, 1]
+    return (x >= 0) & (x <= W - 1) & (y >= 0) & (y <= H - 1)
+
+
 def consistent(flow: Tensor, back: Tensor, *, relative: float = 0.01, absolute: float = 0.5) -> Tensor:
     """Where two flows agree: [B, H, W] bool.
 
@@ -22,11 +30,7 @@ def consistent(flow: Tensor, back: Tensor, *, relative: float = 0.01, absolute: 
     """
     if not (flow.is_floating_point() and back.is_floating_point()):
         raise TypeError(f"flow, back: wanted floating types, in pixels, got {flow.dtype} and {back.dtype}")
-    H, W = flow.shape[-2:]
     flow, back = flow.float(), back.float()
     returned = warp(back, flow)
-    x = torch.arange(W, device=flow.device) + flow[:, 0]
-    y = torch.arange(H, device=flow.device)[:, None] + flow[:, 1]
-    inside = (x >= 0) & (x <= W - 1) & (y >= 0) & (y <= H - 1)
     limit = relative * (flow.square().sum(1) + returned.square().sum(1)) + absolute
-    return inside & ((flow + returned).square().sum(1) < limit)
+    return ends_inside(flow) & ((flow + returned).square().sum(1) < limit)

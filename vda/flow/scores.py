@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vda.data.clip import Clip, FlowField, Image, LabelMap
 from vda.errors import UsageError
-from vda.flow.consistency import consistent
+from vda.flow.consistency import consistent, ends_inside
 from vda.flow.providers import FlowProvider
 from vda.ops import warp
 
@@ -59,11 +59,8 @@ def photometric_error(image: Array, neighbour: Array, flow: Array) -> float:
     H, W = image.shape[-2:]
     if flow.shape != (len(image), 2, H, W):
         raise ValueError(f"flow: wanted shape {[len(image), 2, H, W]} for these frames, got {list(flow.shape)}")
-    x = torch.arange(W, device=flow.device) + flow[:, 0]
-    y = torch.arange(H, device=flow.device)[:, None] + flow[:, 1]
-    inside = (x >= 0) & (x <= W - 1) & (y >= 0) & (y <= H - 1)
     moved = warp(_like(neighbour, image, "neighbour"), flow)
-    return _mean((image - moved).abs().mean(1), inside)
+    return _mean((image - moved).abs().mean(1), ends_inside(flow))
 
 
 def consistent_share(flow: Array, back: Array) -> float:
