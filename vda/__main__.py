@@ -1,4 +1,4 @@
-"""`python -m vda <command>`; the commands are the keys of COMMANDS."""
+"""`python -m vda <command>`, or `vda <command>`; the commands are the keys of COMMANDS."""
 
 from __future__ import annotations
 
@@ -34,5 +34,10 @@ def dispatch(arguments: Sequence[str]) -> None:
     COMMANDS[arguments[0]](list(arguments[1:]))
 
 
+def console() -> int:
+    """The command `vda` that installing the package makes."""
+    return main(sys.argv[1:])
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(console())
