@@ -70,7 +70,8 @@ class Run:
         """Flow is read both ways: by VST between the frames of a tube, for pseudo labels between neighbours."""
         data, phases = self.config.data, self.config.phases
         clip, (i, j, *_) = self.tubes(self.target, None).tubes[0]
-        both_ways(self.flow, clip, i, j)
+        if {"pseudo", "vst"} & {*phases}:
+            both_ways(self.flow, clip, i, j)
         if isinstance(self.flow, CachedFlow):
             steps = {data.frame_step} if "vst" in phases else set[int]()
             self.flow.check(self.target, steps | ({1} if "pseudo" in phases else set()))
