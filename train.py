@@ -1,9 +1,12 @@
 """Adapt a video segmentation network from labelled source video to unlabelled target video.
 
-python train.py                                   the whole path on the embedded world
-python train.py RECIPE --help                     a recipe's settings, each with its default
-python train.py RECIPE [--SETTING VALUE ...]      a recipe with changes
-python train.py FILE.yaml [--SETTING VALUE ...]   settings from a file (each run folder holds one)
+python train.py                                       the whole path on the embedded world
+python train.py recipe NAME [--data SCENARIO] [--SETTING VALUE ...]
+                                                      a row of the paper's tables, with changes; --help lists them
+python train.py table N [--data SCENARIO] --seeds 0 1 2
+                                                      all rows of a table, each part trained once, and the table
+python train.py SCENARIO [--SETTING VALUE ...]        the recipe `ours` of a scenario
+python train.py FILE.yaml [--SETTING VALUE ...]       settings from a file (each run folder holds one)
 """
 
 from __future__ import annotations
@@ -13,150 +16,100 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 
-from evaluate import score, write_scores
 from vda import config as settings
-from vda import pseudo
 from vda.checkpoint import atomic_write, latest, load_checkpoint, load_weights, prune, save_checkpoint
+from vda.choice import scored
 from vda.cli import Stopped, choose_folder, create_folder, how_to_resume, parse, run_command
-from vda.config import Config, Optimiser, Phase
-from vda.data.tubes import Tubes, known_flow, loader, true_labels
+from vda.data.tubes import Samples, loader
 from vda.errors import UsageError
-from vda.flow import score_command as flow_scores
-from vda.flow.flownet2 import build_estimator
-from vda.flow.providers import DISFlow, NetworkFlow
-from vda.flow.weights import save_weights
-from vda.methods import METHODS, Method
+from vda.methods import METHODS, Method, Round
+from vda.options import Optimiser
 from vda.panels import write_run_report
 from vda.progress import progress
 from vda.report import score_table
-from vda.run import FLOW_WEIGHTS, SEGMENTATION, Run, network_of, open_checkpoint
+from vda.run import FINISHED, Run
+from vda.scoring import write_scores
 
-KEEP_CHECKPOINTS = 2
-FLOW_SCORES = "flow-scores.json"
-HELD_OUT_PAIRS = 100  # on which a flow network is scored at most
-
-
-# --- phases
+KEEP_CHECKPOINTS = 2  # besides the snapshots
+MODULES = ("network", "discriminators", "auxiliary")  # of a method, in its checkpoints
 
 
-def source_only(run: Run) -> None:
-    method = METHODS["source_only"](run.network())
-    fit(run, "source_only", method, run.config.supervised.optimiser, run.tubes(run.source, true_labels), None)
+def train_method(run: Run, name: str) -> None:
+    """All rounds of a method of the run; nothing where they are done."""
+    folder = run.folder_of(name)
+    if (folder / FINISHED).exists():
+        print(f"{name}: already trained, {folder}")
+        return
+    rounds = METHODS[name].rounds(run, run.config.methods[name], folder)
+    result = folder
+    for number in itertools.count():
+        _seed(run, name, number)  # initial weights of discriminators and new heads
+        training = next(rounds, None)
+        if training is None:
+            break
+        fit(run, name, training)
+        result = training.folder
+    run.finish(name, result)
 
 
-def oracle(run: Run) -> None:
-    method = METHODS["oracle"](run.network())
-    fit(run, "oracle", method, run.config.supervised.optimiser, run.tubes(run.target, true_labels), None)
-
-
-def vat(run: Run) -> None:
-    network = run.network("source_only")
-    torch.manual_seed(run.config.seed + 1)  # the discriminator's initial weights
-    method = METHODS["vat"](network, run.config.vat, run.source.num_classes, run.config.data.tube_length)
-    source, target = run.tubes(run.source, true_labels), run.tubes(run.target, None, stream=1)
-    fit(run, "vat", method, run.config.vat.optimiser, source, target)
-
-
-def make_pseudo_labels(run: Run) -> None:
-    checkpoint = open_checkpoint(run.folder / "vat")
-    generator = pseudo.Generator(
-        network_of(checkpoint, run.device), run.flow, run.config.pseudo, run.config.occlusion, run.device
-    )
-    labels = pseudo.generate(
-        generator,
-        run.target,
-        run.folder / "pseudo",
-        model=checkpoint.digest,
-        flow_name=run.flow.name,
-        seed=run.config.seed,
-    )
-    print(f"pseudo labels cover {100 * labels.coverage:.1f} % of the pixels of {run.target.name}")
-
-
-def vst(run: Run) -> None:
-    vst = run.config.vst
-    flow = None if vst.refine == "none" else run.flow
-    target = run.tubes(run.target, run.pseudo_labels, augment=vst.augment, flow=flow, stream=1)
-    source = run.tubes(run.source, true_labels) if vst.source_weight else None
-    method = METHODS["vst"](run.network("vat"), vst, run.config.occlusion)
-    fit(run, "vst", method, vst.optimiser, source, target)
-
-
-def flow(run: Run) -> None:
-    training = run.config.flow_training
-    torch.manual_seed(run.config.seed)
-    network = build_estimator(training.variant, training.width).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    pairs = run.tubes(run.source, None, flow=known_flow)
-    fit(run, "flow", METHODS["flow"](network), training.optimiser, pairs, None)
-    path, sha256 = save_weights(run.folder / FLOW_WEIGHTS, training.variant, network.state_dict(), "flow")
-    trained = NetworkFlow(network.eval(), f"{training.variant}-{sha256[:12]}", run.device)
-    held_out = flow_scores.choose_pairs(run.validation, 1, HELD_OUT_PAIRS)
-    scores = {source.name: flow_scores.score_pairs(source, held_out) for source in (trained, DISFlow())}
-    print(flow_scores.table(scores))
-    write_scores(run.folder / FLOW_SCORES, {name: flow_scores.means(rows) for name, rows in scores.items()})
-    print(f"use it with --flow.provider flownet2 --flow.weights {path}")
-
-
-PHASES: dict[Phase, Callable[[Run], None]] = {
-    "source_only": source_only,
-    "vat": vat,
-    "pseudo": make_pseudo_labels,
-    "vst": vst,
-    "oracle": oracle,
-    "flow": flow,
-}
+def _seed(run: Run, *what: object) -> None:
+    torch.manual_seed(zlib.crc32("/".join(map(str, (run.config.seed, *what))).encode()))
 
 
 # --- the training loop
 
 
-def fit(
-    run: Run, phase: Phase, method: Method, optimiser: Optimiser, source: Tubes | None, target: Tubes | None
-) -> None:
-    """Trains `method` for `optimiser.iterations` steps, from the newest checkpoint of the phase where there is one."""
-    folder = run.folder / phase
+def fit(run: Run, name: str, training: Round) -> None:
+    """Trains one round for its optimiser's number of steps, from its newest checkpoint where there is one."""
+    method, optimiser, folder = training.method, training.optimiser, training.folder
+    label = str(folder.relative_to(run.folder))
     method.to(run.device).train()
-    optimisers = build_optimisers(method, optimiser, run.config)
+    optimisers = build_optimisers(method, optimiser)
     start = restore(folder, method, optimisers)
-    trim_log(run.folder / "log.jsonl", phase, start)
-    if start >= optimiser.iterations:
-        print(f"{phase}: already trained, {folder}")
-        return
+    folder.mkdir(parents=True, exist_ok=True)
+    trim_log(folder / "log.jsonl", start)
 
-    def batches(tubes: Tubes | None) -> Iterator[Any]:
-        if tubes is None:
+    def batches(samples: Samples | None) -> Iterator[Any]:
+        if samples is None:
             return itertools.repeat(None)
         options = {"batch": optimiser.batch, "start": start, "stop": optimiser.iterations}
-        return loader(tubes, **options, workers=run.config.data.workers)
+        return loader(samples, **options, workers=run.config.data.workers)
 
     steps = progress(
-        zip(range(start, optimiser.iterations), batches(source), batches(target), strict=False),
-        desc=phase,
+        zip(range(start, optimiser.iterations), batches(training.source), batches(training.target), strict=False),
+        desc=label,
         unit="step",
         initial=start,
         total=optimiser.iterations,
     )
-    with StopSignal() as stop, (run.folder / "log.jsonl").open("a", buffering=1) as log:
-        for iteration, source_batch, target_batch in steps:
+    stays = snapshots(optimiser.iterations, run.config.snapshots)
+    with StopSignal() as stop, (folder / "log.jsonl").open("a", buffering=1) as log:
+        for iteration, source, target in steps:
             began = time.perf_counter()
+            _seed(run, label, iteration)  # dropout, so that a resumed run draws what the uninterrupted one would
             set_learning_rates(optimisers, optimiser, iteration)
-            pair = (b and b.to(run.device) for b in (source_batch, target_batch))
-            losses = step(method, optimisers, *pair)
-            steps.set_postfix({name: f"{value:.3f}" for name, value in losses.items()}, refresh=False)
+            losses = step(method, optimisers, *(b and b.to(run.device) for b in (source, target)))
+            steps.set_postfix({key: f"{value:.3f}" for key, value in losses.items()}, refresh=False)
             seconds = round(time.perf_counter() - began, 4)
-            log.write(json.dumps({"phase": phase, "iteration": iteration, **losses, "seconds": seconds}) + "\n")
+            log.write(json.dumps({"phase": label, "iteration": iteration, **losses, "seconds": seconds}) + "\n")
             done = iteration + 1
-            if stop.requested or done == optimiser.iterations or done % run.config.checkpoint_every == 0:
-                save(run, phase, method, optimisers, done)
+            if stop.requested or done in stays or done % run.config.checkpoint_every == 0:
+                save(run, name, training, optimisers, done, stays)
             if stop.requested:
-                raise Stopped(f"stopped after step {done} of {phase}; {how_to_resume(run.folder)}")
+                raise Stopped(f"stopped after step {done} of {label}")
+
+
+def snapshots(iterations: int, count: int) -> set[int]:
+    """Steps after which a checkpoint is kept: `count` evenly spaced ones, or fewer, and always the last."""
+    return {-(-iterations * k // count) for k in range(1, count + 1)}
 
 
 def step(method: Method, optimisers: dict[str, torch.optim.Optimizer], source: Any, target: Any) -> dict[str, float]:
@@ -175,20 +128,21 @@ def step(method: Method, optimisers: dict[str, torch.optim.Optimizer], source: A
     return losses
 
 
-def build_optimisers(method: Method, optimiser: Optimiser, config: Config) -> dict[str, torch.optim.Optimizer]:
-    """One for the network (head at ten times the rate), one for the discriminators where there are any."""
+def build_optimisers(method: Method, optimiser: Optimiser) -> dict[str, torch.optim.Optimizer]:
+    """One for the network and its auxiliary heads (heads at ten times the rate), one for the discriminators."""
     groups = method.network.parameter_groups(optimiser.lr)  # type: ignore[operator]
+    if heads := list(method.auxiliary.parameters()):
+        groups.append({"name": "auxiliary", "params": heads, "lr": 10 * optimiser.lr})
     decay = optimiser.weight_decay
     network: torch.optim.Optimizer = (
         torch.optim.SGD(groups, momentum=0.9, weight_decay=decay)
         if optimiser.name == "sgd"
-        else torch.optim.Adam(groups, weight_decay=decay)
+        else torch.optim.Adam(groups, betas=optimiser.betas, weight_decay=decay)
     )
     optimisers = {"network": network}
-    if list(method.discriminators.parameters()):
-        optimisers["discriminators"] = torch.optim.Adam(
-            method.discriminators.parameters(), lr=config.vat.discriminator_lr, betas=(0.9, 0.99)
-        )
+    if critics := list(method.discriminators.parameters()):
+        adam = method.discriminator_optimiser
+        optimisers["discriminators"] = torch.optim.Adam(critics, lr=adam.lr, betas=adam.betas)
     for opt in optimisers.values():
         for group in opt.param_groups:
             group["initial_lr"] = group["lr"]
@@ -204,44 +158,46 @@ def set_learning_rates(optimisers: dict[str, torch.optim.Optimizer], optimiser: 
 # --- checkpoints
 
 
-def save(run: Run, phase: Phase, method: Method, optimisers: dict[str, torch.optim.Optimizer], iteration: int) -> None:
+def save(
+    run: Run, name: str, training: Round, optimisers: dict[str, torch.optim.Optimizer], iteration: int, stays: set[int]
+) -> None:
+    method = training.method
     meta = {
-        "phase": phase,
+        "method": name,
         "iteration": iteration,
         "classes": list(run.source.classes),
         "network": method.network.config,
         "config": settings.to_dict(run.config),
         "config_digest": settings.digest(run.config),
     }
-    state = {"optimisers": {name: opt.state_dict() for name, opt in optimisers.items()}}
-    modules = {"network": method.network, "discriminators": method.discriminators}
-    save_checkpoint(run.folder / phase, step=iteration, modules=modules, state=state, meta=meta)
-    prune(run.folder / phase, KEEP_CHECKPOINTS)
+    state = {"optimisers": {key: opt.state_dict() for key, opt in optimisers.items()}}
+    modules = {key: getattr(method, key) for key in MODULES}
+    save_checkpoint(training.folder, step=iteration, modules=modules, state=state, meta=meta)
+    prune(training.folder, KEEP_CHECKPOINTS, spare=stays)
 
 
 def restore(folder: Path, method: Method, optimisers: dict[str, torch.optim.Optimizer]) -> int:
-    """Loads the newest valid checkpoint of a phase; the iteration to go on with, 0 where there is none."""
+    """Loads the newest valid checkpoint of a round; the iteration to go on with, 0 where there is none."""
     newest = latest(folder)
     if newest is None:
         return 0
     checkpoint = load_checkpoint(newest)
-    load_weights(method.network, checkpoint)
-    load_weights(method.discriminators, checkpoint, "discriminators")
+    for key in MODULES:
+        load_weights(getattr(method, key), checkpoint, key)
     for name, opt in optimisers.items():
         opt.load_state_dict(checkpoint.state["optimisers"][name])
     return int(checkpoint.meta["iteration"])
 
 
-def trim_log(path: Path, phase: Phase, start: int) -> None:
-    """Drops what the log has beyond the checkpoint that a phase goes on from, and a line torn by a kill."""
+def trim_log(path: Path, start: int) -> None:
+    """Drops what the log has beyond the checkpoint that a round goes on from, and a line torn by a kill."""
     kept = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
-            entry = json.loads(line)
+            if json.loads(line)["iteration"] < start:
+                kept.append(line)
         except ValueError:
             continue
-        if entry["phase"] != phase or entry["iteration"] < start:
-            kept.append(line)
     atomic_write(path, "".join(f"{line}\n" for line in kept).encode())
 
 
@@ -266,43 +222,27 @@ class StopSignal:
 
 def train(argv: Sequence[str]) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # outside the loop, as Ctrl-C
+    if argv[:1] == ["table"]:
+        return tables.main(argv[1:], train_method)
     config = parse(argv, __doc__ or "")
     folder = choose_folder(config)
     run = Run(config, folder)  # opens and checks everything before anything is written
     create_folder(config, folder)
     print(f"run folder {folder}, device {run.device}, seed {config.seed}")
     try:
-        for phase in config.phases:
-            PHASES[phase](run)
-            if phase in SEGMENTATION:
-                scored(run, phase)
-    except KeyboardInterrupt:
-        raise Stopped(f"stopped; {how_to_resume(folder)}") from None
-    scores: dict[str, Any] = {phase: scored(run, phase) for phase in run.trained()}
+        for name in config.training:
+            train_method(run, name)
+            if METHODS[name].leaves_network:
+                scored(run, name)
+    except (KeyboardInterrupt, Stopped) as stop:
+        raise Stopped(f"{stop or 'stopped'}; {how_to_resume(folder)}") from None
+    scores: dict[str, Any] = {name: scored(run, name) for name in run.finished()}
     if scores:
         print(score_table(scores))
         write_scores(folder / "scores.json", scores)
     report = write_run_report(run, scores)
-    files = [name for name in ("scores.json", FLOW_SCORES) if (folder / name).exists()]
+    files = [name for name in ("scores.json",) if (folder / name).exists()]
     print(f"run folder {folder}: {', '.join(['checkpoints', *files, report.name])}")
-
-
-def scored(run: Run, phase: Phase) -> dict[str, Any]:
-    """Validation scores of a phase's last checkpoint; kept beside it, so that a resumed run reads them back."""
-    checkpoint = open_checkpoint(run.folder / phase)
-    path = run.folder / phase / "scores.json"
-    if path.exists() and (scores := json.loads(path.read_text())).get("model") == checkpoint.digest:
-        return scores
-    network = network_of(checkpoint, run.device)
-    scores = score(network, run.validation, run.device, name=f"score {phase}")
-    scores |= {
-        "model": checkpoint.digest,
-        "checkpoint": checkpoint.path.name,
-        "rule": "last",
-        "seed": run.config.seed,
-    }
-    write_scores(path, scores)
-    return scores
 
 
 if __name__ == "__main__":

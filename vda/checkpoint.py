@@ -17,7 +17,7 @@ import secrets
 import shutil
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -277,19 +277,22 @@ def _steps(folder: Path) -> list[Path]:
 
 def latest(folder: str | Path) -> Path | None:
     """The newest valid checkpoint in `folder` or None; damaged ones are warned about and passed over."""
-    for path in _steps(Path(folder)):
-        try:
-            for name, entry in _read_manifest(path)["files"].items():
-                _read_verified(path / name, entry)
-        except UsageError as error:
-            warnings.warn(f"checkpoint passed over: {error}", RuntimeWarning, stacklevel=2)
-        else:
-            return path
-    return None
+    return next(filter(is_valid, _steps(Path(folder))), None)
 
 
-def prune(folder: str | Path, keep: int) -> None:
-    """Removes all but the `keep` newest checkpoints, and what an interrupted save left behind.
+def is_valid(path: Path) -> bool:
+    """Whether every file of a checkpoint has its recorded hash; a warning says what is wrong where not."""
+    try:
+        for name, entry in _read_manifest(path)["files"].items():
+            _read_verified(path / name, entry)
+    except UsageError as error:
+        warnings.warn(f"checkpoint passed over: {error}", RuntimeWarning, stacklevel=2)
+        return False
+    return True
+
+
+def prune(folder: str | Path, keep: int, spare: Collection[int] = ()) -> None:
+    """Removes all but the `keep` newest checkpoints and those of the steps `spare`, and what an interrupted save left.
 
     Only checkpoints whose files are all there in full size count as kept, so that damaged ones never crowd
     out a good one; the newer damaged ones stay in place.
@@ -299,6 +302,8 @@ def prune(folder: str | Path, keep: int) -> None:
     folder = Path(folder)
     complete = 0
     for path in _steps(folder):
+        if int(path.name.removeprefix("step-")) in spare:
+            continue
         if complete >= keep:
             # Hidden first: a removal that is cut short must not leave half a checkpoint under its own name.
             with _temporary_name(path) as aside:

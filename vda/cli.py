@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 import tyro
 import yaml
 
@@ -16,7 +15,7 @@ from vda import config as settings
 from vda.checkpoint import atomic_write
 from vda.config import Config
 from vda.errors import UsageError
-from vda.recipes import RECIPES
+from vda.recipes import DEFAULT_SCENARIO, RECIPES, SCENARIOS, check_scenario, recipe
 
 
 class Stopped(Exception):
@@ -39,24 +38,37 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | 
     return 0
 
 
-def choose_device(name: str) -> torch.device:
-    """The device "auto", "cpu" or "cuda". Raises UsageError for CUDA where there is none."""
-    if name == "cuda" and not torch.cuda.is_available():
-        built = "this torch build has no CUDA" if torch.version.cuda is None else "torch finds no usable GPU"
-        raise UsageError(f"device: wanted cuda, but {built}; leave the option out to run on the CPU")
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
-
-
 def parse(argv: Sequence[str], description: str) -> Config:
-    """Recipe or YAML file, and settings, from a command line."""
+    """Recipe, scenario or YAML file, and settings, from a command line (see train.py)."""
     if argv and Path(argv[0]).suffix in (".yaml", ".yml"):
         base = settings.load_yaml(Path(argv[0]), Config())
         return tyro.cli(Config, default=base, args=argv[1:], description=description)
+    if argv[:1] == ["recipe"]:
+        if len(argv) < 2 or argv[1] not in RECIPES:
+            return tyro.extras.overridable_config_cli(
+                _described(DEFAULT_SCENARIO), args=argv[1:], description=description
+            )
+        scenario, rest = scenario_of(argv[2:])
+        return tyro.cli(Config, default=recipe(argv[1], scenario), args=rest, description=RECIPES[argv[1]].help)
     if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
-        argv = ["embedded", *argv]
-    return tyro.extras.overridable_config_cli(dict(RECIPES), args=list(argv), description=description)
+        argv = [DEFAULT_SCENARIO, *argv]
+    paths = {name: (scenario.help, recipe(scenario.recipe, name)) for name, scenario in SCENARIOS.items()}
+    return tyro.extras.overridable_config_cli(paths, args=list(argv), description=description)
+
+
+def _described(scenario: str) -> dict[str, tuple[str, Config]]:
+    return {name: (row.help, recipe(name, scenario)) for name, row in RECIPES.items()}
+
+
+def scenario_of(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """The scenario that `--data NAME` names, the default without it, and the other arguments."""
+    arguments = list(argv)
+    if "--data" not in arguments:
+        return DEFAULT_SCENARIO, arguments
+    place = arguments.index("--data")
+    name = "".join(arguments[place + 1 : place + 2])
+    check_scenario(name)
+    return name, arguments[:place] + arguments[place + 2 :]
 
 
 def choose_folder(config: Config) -> Path:

@@ -1,7 +1,7 @@
-"""Every setting of a run, typed, with its default and its source.
+"""One run: every setting of it, typed, from the command line or YAML.
 
-The command line (tyro) and YAML files both end in these dataclasses, so there is one list of settings.
-A recipe (`vda/recipes.py`) is a difference from the defaults here.
+Both end in these dataclasses, so there is one list of settings: those that parts share lie in `vda/options.py`, those of
+a method beside the method. A recipe (`vda/recipes.py`) is a difference from the defaults.
 """
 
 from __future__ import annotations
@@ -10,252 +10,31 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import math
 import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+import tyro
 import yaml
 
 from vda.data.transforms import Augment
 from vda.errors import UsageError
-
-Phase = Literal["source_only", "vat", "pseudo", "vst", "oracle", "flow"]
-
-
-def _wanted(fits: bool, setting: str, wanted: str, found: Any) -> None:
-    if not fits:
-        raise UsageError(f"setting {setting}: wanted {wanted}, found {found}")
-
-
-@dataclass(frozen=True)
-class Data:
-    """Which videos play which part."""
-
-    source: str = "embedded/simulator"
-    """Labelled video, as DATASET/SPLIT."""
-    target: str = "embedded/camera"
-    """Video to adapt to, as DATASET/SPLIT. Its labels train the oracle alone, and grade pseudo labels in the report."""
-    validation: str = "embedded/camera-val"
-    """Held-out labelled video on which every stage is scored, as DATASET/SPLIT."""
-    source_root: Path | None = None
-    """Folder of the source data set; not needed for the embedded world."""
-    target_root: Path | None = None
-    """Folder of the target and validation data set; the source root where it is not given."""
-    size: tuple[int, int] = (512, 1024)
-    """Height and width at which frames are read, trained on and scored."""
-    tube_length: int = 2
-    """Frames of a training tube (the paper: 2)."""
-    frame_step: int = 1
-    """Distance tau between the frames of a tube, in frames of the clip."""
-    workers: int = 0
-    """Loader processes; 0 loads in the training process."""
-
-    def __post_init__(self) -> None:
-        _wanted(min(self.size) >= 32, "data.size", "at least 32 x 32 pixels, which the discriminators need", self.size)
-        _wanted(self.tube_length >= 2, "data.tube_length", "at least 2 frames", self.tube_length)
-        _wanted(self.frame_step >= 1, "data.frame_step", "at least 1", self.frame_step)
-        _wanted(self.workers >= 0, "data.workers", "0 or more", self.workers)
-
-
-@dataclass(frozen=True)
-class Flow:
-    """Optical flow between frames of a clip (docs/flow.md says how to choose)."""
-
-    provider: Literal["exact", "dis", "flownet2", "raft", "precomputed"] = "dis"
-    """The data set's own; OpenCV's DIS (no weights needed); FlowNet2 or torchvision's RAFT; files made elsewhere."""
-    weights: Path | None = None
-    """flownet2, raft: weights imported by `python -m vda weights import CHECKPOINT`; they say which variant it is.
-    RAFT's checkpoints may also be given as they are."""
-    root: Path | None = None
-    """precomputed: folder of ROOT/CLIP/FRAME_I-FRAME_J with the suffix .flo, .png (KITTI), .npy or .npz."""
-    cache: Path | None = None
-    """Folder of the target's flow computed ahead by `python -m vda flow`; read instead of computing it."""
-
-
-@dataclass(frozen=True)
-class Network:
-    """The per-frame segmentation network."""
-
-    name: Literal["deeplab-resnet50", "deeplab-resnet18"] = "deeplab-resnet50"
-    """DeepLab-v2 (four ASPP branches, output stride 8) on this backbone."""
-    width: int = 64
-    """Channels of the stem; 64 is the published width, less is for small CPU runs."""
-    weights: Path | None = None
-    """ImageNet weights of the backbone (.safetensors, or torchvision's .pth); random where not given."""
-    variant: Literal["auto", "torchvision", "caffe"] = "auto"
-    """Stride placement, channel order and normalisation of the weights; auto deduces it from the file."""
-    batch_norm: Literal["train", "affine_frozen", "eval"] = "eval"
-    """train: learn; affine_frozen: only running statistics move; eval: nothing moves. One policy for all methods."""
-
-    def __post_init__(self) -> None:
-        # below 8 channels, torch 2.13's backward of a strided 1x1 convolution in channels-last writes out of bounds
-        _wanted(self.width >= 8, "network.width", "at least 8", self.width)
-
-
-@dataclass(frozen=True)
-class Optimiser:
-    """Optimiser and schedule of one phase. The segmentation head learns at ten times `lr`."""
-
-    iterations: int = 40_000
-    """Steps of this phase."""
-    batch: int = 1
-    """Tubes per step and domain."""
-    name: Literal["sgd", "adam"] = "sgd"
-    """sgd: momentum 0.9; adam: betas (0.9, 0.999)."""
-    lr: float = 2.5e-4
-    """Learning rate of the backbone."""
-    schedule: Literal["poly", "cosine"] = "poly"
-    """poly: lr (1 - i / schedule_length)^0.9; cosine: down to lr / 1000."""
-    schedule_length: int | None = None
-    """Steps over which the schedule runs; `iterations` where not given (ADVENT: 250000 for 120000 steps)."""
-    weight_decay: float = 5e-4
-    """L2 penalty."""
-
-    def __post_init__(self) -> None:
-        length = self.schedule_length
-        _wanted(self.iterations >= 1, "optimiser.iterations", "at least 1", self.iterations)
-        _wanted(self.batch >= 1, "optimiser.batch", "at least 1", self.batch)
-        _wanted(self.lr > 0, "optimiser.lr", "more than 0", self.lr)
-        _wanted(
-            length is None or length >= self.iterations, "optimiser.schedule_length", "at least `iterations`", length
-        )
-        _wanted(self.weight_decay >= 0, "optimiser.weight_decay", "0 or more", self.weight_decay)
-
-    def factor(self, iteration: int) -> float:
-        """Learning rate of a step, as a share of the first one."""
-        progress = iteration / (self.schedule_length or self.iterations)
-        if self.schedule == "poly":
-            return float((1 - progress) ** 0.9)
-        return 1e-3 + (1 - 1e-3) * (1 + math.cos(math.pi * progress)) / 2
-
-
-@dataclass(frozen=True)
-class Supervised:
-    """Source-only and oracle: cross entropy on labelled frames."""
-
-    optimiser: Optimiser = field(default_factory=Optimiser)
-
-
-@dataclass(frozen=True)
-class VAT:
-    """Phase 1, video adversarial training (Eq. 6-9)."""
-
-    optimiser: Optimiser = field(default_factory=Optimiser)
-    tube: Literal["tube", "frame", "none"] = "tube"
-    """Dice over time and space (Eq. 6), over single frames (ablation, Table 3 row 3), or none."""
-    tube_weight: float = 1.0
-    """Weight of the tube matching loss; 1 in Eq. 9."""
-    discriminator: Literal["sequence", "image", "none"] = "sequence"
-    """Sequence discriminator (Eq. 8), image discriminator (Eq. 1, Table 3 rows 2 and 4), or none."""
-    discriminator_width: int = 64
-    """Channels of the discriminator's first layer; 64 is the published width."""
-    gan: Literal["vanilla", "least_squares"] = "vanilla"
-    """Flavour of the adversarial loss. Each has weights of its own: use lambda_adv of about 0.01 with least_squares."""
-    lambda_adv: float = 0.001
-    """Weight of the adversarial loss, lambda_V of Eq. 9."""
-    discriminator_lr: float = 1e-4
-    """Adam, betas (0.9, 0.99), poly schedule of the same length."""
-
-
-@dataclass(frozen=True)
-class Pseudo:
-    """Pseudo labels (Algorithm 1, Eq. 10 and 11)."""
-
-    policy: Literal["clip_adaptive", "instance_adaptive", "class_balanced"] = "clip_adaptive"
-    """Unit that shares its thresholds: one clip (Eq. 11), one frame (Eq. 4), or the whole set (CBST)."""
-    aggregate: bool = True
-    """Average each prediction with those of its neighbours i-1 and i+1, warped by optical flow (Eq. 10)."""
-    theta_init: float = 0.9
-    """theta_0 of Algorithm 1."""
-    alpha: float = 0.2
-    """Proportion of a class that is labelled where theta is 1; the class-balanced policy labels exactly this much."""
-    beta: float = 0.9
-    """Momentum of the thresholds."""
-    gamma: float = 8.0
-    """Exponent that gives unsure classes fewer labels."""
-    rule: Literal["paper", "iast"] = "paper"
-    """Order statistic: element number of Eq. 11 and strict >, or IAST's percentile and >=."""
-
-    def __post_init__(self) -> None:
-        _wanted(0 < self.theta_init < 1, "pseudo.theta_init", "between 0 and 1", self.theta_init)
-        _wanted(0 <= self.alpha <= 1, "pseudo.alpha", "0 to 1", self.alpha)
-        _wanted(0 <= self.beta <= 1, "pseudo.beta", "0 to 1", self.beta)
-        _wanted(self.gamma >= 0, "pseudo.gamma", "0 or more", self.gamma)
-
-
-@dataclass(frozen=True)
-class Occlusion:
-    """Where a neighbour shows what a frame shows (vda/occlusion.py).
-
-    Photometric: where exp(-alpha e) > threshold, e the norm of the colour difference on [0, 1] RGB. The paper gives
-    neither alpha nor the range of colours. alpha = 50 with the squared norm cuts at 12 grey levels per channel, as
-    alpha = 1 with the printed, unsquared norm does on ImageNet-normalised colours.
-    """
-
-    test: Literal["photometric", "consistency", "both"] = "photometric"
-    """Colours agree (the paper), the flow there and the flow back agree, or both."""
-    alpha: float = 50.0
-    """Steepness; more means stricter."""
-    threshold: float = 0.7
-    """th of the paper."""
-    squared: bool = True
-    """Whether e is the squared norm."""
-
-    def __post_init__(self) -> None:
-        _wanted(self.alpha > 0, "occlusion.alpha", "more than 0", self.alpha)
-        _wanted(0 < self.threshold < 1, "occlusion.threshold", "between 0 and 1", self.threshold)
-
-
-@dataclass(frozen=True)
-class VST:
-    """Phase 2, video self-training (Eq. 12)."""
-
-    optimiser: Optimiser = field(
-        default_factory=lambda: Optimiser(iterations=10_000, batch=4, name="adam", lr=3e-6, schedule="cosine")
-    )
-    refine: Literal["strict", "lenient", "fill_in", "none"] = "strict"
-    """Temporal consensus of pseudo labels: Eq. 13, Eq. 13 only where both frames are labelled, Eq. 14, or none."""
-    lambda_reg: float = 1.0
-    """Weight of the regulariser, lambda_reg of Eq. 12."""
-    entropy_weight: float = 3.0
-    """Entropy of the unlabelled pixels inside the regulariser (IAST)."""
-    kld_weight: float = 0.1
-    """Divergence from uniform of the labelled pixels inside the regulariser (IAST)."""
-    source_weight: float = 0.0
-    """Cross entropy on the source; 0 in Eq. 12."""
-    augment: Augment = field(default_factory=lambda: Augment(flip=0.5, brightness=0.2, contrast=0.2, jitter=0.3))
-
-
-@dataclass(frozen=True)
-class FlowTraining:
-    """A flow network of our own, trained on data whose flow is known (phase "flow")."""
-
-    variant: Literal["flownet2-c", "flownet2-s", "flownet2-sd"] = "flownet2-c"
-    """Which of the family."""
-    width: int = 16
-    """Channels of the first layer; 64 is published, 16 has 2.4 million weights."""
-    # The loss is a mean over pixels: FlowNet's decay of 4e-4, made for sums, would outweigh it and end at zero flow.
-    optimiser: Optimiser = field(
-        default_factory=lambda: Optimiser(
-            iterations=200_000, batch=4, name="adam", lr=4e-4, schedule="cosine", weight_decay=0.0
-        )
-    )
-
-    def __post_init__(self) -> None:
-        _wanted(self.width >= 4 and self.width % 4 == 0, "flow_training.width", "a multiple of 4", self.width)
+from vda.methods import METHODS
+from vda.options import Data, Flow, Network, Occlusion, wanted
 
 
 @dataclass(frozen=True)
 class Config:
-    """One run: data, network, and the phases in the order in which they are done."""
+    """One run: data, network, and the methods in the order in which they are trained."""
 
     recipe: str = "custom"
     """Name of the run's folder under runs/."""
-    phases: tuple[Phase, ...] = ("source_only", "vat", "pseudo", "vst", "oracle")
-    """What to do, in this order; a phase starts from what the earlier ones left in the run folder."""
+    methods: Annotated[dict[str, Any], tyro.conf.arg(name="")] = field(default_factory=dict)
+    only: tuple[str, ...] = ()
+    """Which of the methods to train, in this order; all where not given. The others must lie in the run folder where one
+    starts from them."""
     out: Path | None = None
     """Run folder; runs/RECIPE-N with the next free N where not given."""
     resume: bool = False
@@ -266,25 +45,40 @@ class Config:
     """auto takes the GPU where there is one."""
     checkpoint_every: int = 500
     """Steps between checkpoints; the last step is always saved."""
+    snapshots: int = 4
+    """Checkpoints of a training, evenly spaced and the last among them, that stay for the choice without labels."""
     flow: Flow = field(default_factory=Flow)
     data: Data = field(default_factory=Data)
     network: Network = field(default_factory=Network)
     augment: Augment = field(default_factory=lambda: Augment(flip=0.5))
-    """Augmentation of labelled tubes and of VAT's target tubes."""
-    supervised: Supervised = field(default_factory=Supervised)
-    vat: VAT = field(default_factory=VAT)
+    """Augmentation of labelled source, and of the target where a method has none of its own."""
     occlusion: Occlusion = field(default_factory=Occlusion)
-    pseudo: Pseudo = field(default_factory=Pseudo)
-    vst: VST = field(default_factory=VST)
-    flow_training: FlowTraining = field(default_factory=FlowTraining)
 
     def __post_init__(self) -> None:
-        _wanted(self.seed >= 0, "seed", "0 or more", self.seed)
-        _wanted(self.checkpoint_every >= 1, "checkpoint_every", "at least 1", self.checkpoint_every)
+        wanted(self.seed >= 0, "seed", "0 or more", self.seed)
+        wanted(self.checkpoint_every >= 1, "checkpoint_every", "at least 1", self.checkpoint_every)
+        wanted(self.snapshots >= 1, "snapshots", "at least 1", self.snapshots)
+        for name in self.methods:
+            known_method(name, "methods")
+        for name in self.only:
+            wanted(name in self.methods, "only", f"some of {', '.join(self.methods)}", name)
+
+    @property
+    def training(self) -> tuple[str, ...]:
+        """The methods to train, in order."""
+        return self.only or tuple(self.methods)
+
+
+def known_method(name: str, where: str) -> None:
+    """Raises UsageError, with the nearest name, for a method that there is not."""
+    if name not in METHODS:
+        near = difflib.get_close_matches(str(name), METHODS, n=1)
+        hint = f", perhaps you meant {near[0]}" if near else ""
+        raise UsageError(f"{where}: unknown method {name!r}{hint}; known are {', '.join(METHODS)}")
 
 
 # Settings that say where and how a run is done, not what it computes.
-_BESIDE_THE_POINT = ("recipe", "out", "resume", "device", "checkpoint_every", "phases")
+_BESIDE_THE_POINT = ("recipe", "out", "resume", "device", "checkpoint_every", "snapshots", "only")
 _BESIDE_THE_POINT_OF_DATA = ("source_root", "target_root", "workers")
 
 
@@ -296,6 +90,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return to_dict(value)
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, Path):
         return str(value)
     return [_plain(v) for v in value] if isinstance(value, tuple) else value
@@ -307,6 +103,15 @@ def digest(config: Config) -> str:
     relevant["data"] = {k: v for k, v in relevant["data"].items() if k not in _BESIDE_THE_POINT_OF_DATA}
     relevant["flow"]["cache"] = config.flow.cache is not None  # its flow is rounded, wherever it lies
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
+
+
+def method_digest(config: Config, name: str) -> str:
+    """Hash of the settings that decide the numbers of one method: its own, those of what it starts from, the run's."""
+    chain: dict[str, Any] = {}
+    while name:
+        chain[name] = config.methods[name]
+        name = config.methods[name].start
+    return digest(dataclasses.replace(config, methods=dict(reversed(chain.items())), only=()))
 
 
 def load_yaml(path: Path, base: Config) -> Config:
@@ -333,13 +138,29 @@ def from_dict(tree: dict[str, Any], base: Any, where: str) -> Any:
             hint = f", perhaps you meant {near[0]}" if near else ""
             raise UsageError(f"{where}: unknown setting {key!r}{hint}; known are {', '.join(hints)}")
         current = getattr(base, key)
-        if dataclasses.is_dataclass(current):
+        if key == "methods":
+            changes[key] = _methods(value, current, f"{where}: {key}")
+        elif dataclasses.is_dataclass(current):
             if not isinstance(value, dict):
                 raise UsageError(f"{where}: setting {key} wants a mapping, found {value!r}")
             changes[key] = from_dict(value, current, f"{where}: {key}")
         else:
             changes[key] = _typed(value, hints[key], f"{where}: setting {key}")
     return dataclasses.replace(base, **changes)
+
+
+def _methods(tree: Any, base: dict[str, Any], where: str) -> dict[str, Any]:
+    """Settings of the methods that the tree names, in its order; those that the base has too begin there."""
+    if not isinstance(tree, dict):
+        raise UsageError(f"{where} wants a mapping of methods, found {tree!r}")
+    methods = {}
+    for name, settings in tree.items():
+        known_method(name, where)
+        if not isinstance(settings, dict | None):
+            raise UsageError(f"{where}: {name} wants a mapping, found {settings!r}")
+        start = base.get(name) or METHODS[name].settings_type()
+        methods[name] = from_dict(settings or {}, start, f"{where}: {name}")
+    return methods
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:

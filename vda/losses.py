@@ -188,3 +188,49 @@ def mrkld(logits: Tensor, labels: Tensor, ignore_index: int = IGNORE) -> Tensor:
     _check_labels(logits, labels)
     labelled = labels != ignore_index
     return (-_log_softmax(logits).mean(1) * labelled).sum() / labelled.sum().clamp(min=1)
+
+
+def one_hot(labels: Tensor, num_classes: int) -> Tensor:
+    """[N, ...] integer -> [N, K, ...] float32; a label outside the classes, 255 among them, gives zeros."""
+    classes = torch.arange(num_classes, device=labels.device).view(1, -1, *[1] * (labels.ndim - 1))
+    return (labels.unsqueeze(1) == classes).float()
+
+
+def soft_cross_entropy(logits: Tensor, soft: Tensor) -> Tensor:
+    """Mean of -sum_k y_k log P_k over the pixels that are labelled at all.
+
+    logits, soft [N, K, ...]; a pixel whose y is zero takes no part. 0 with zero gradient where none does.
+    """
+    if soft.shape != logits.shape:
+        raise ValueError(f"soft: wanted {list(logits.shape)}, got {list(soft.shape)}")
+    labelled = (soft > 0).any(1)
+    return -(soft * _log_softmax(logits)).sum() / labelled.sum().clamp(min=1)
+
+
+def lrent_labels(logits: Tensor, theta: Tensor, softness: float = 0.25) -> tuple[Tensor, Tensor]:
+    """Soft labels of CRST's label regulariser LRENT (Zou et al., arXiv 1908.09822), and where they are kept.
+
+    logits [N, K, ...] of the labelling network, theta [K] class thresholds, a = softness:
+
+        y_k = (P_k / theta_k)^(1/a) / sum_j (P_j / theta_j)^(1/a)
+        kept where sum_k [-y_k log P_k + a y_k log y_k] < sum_k -y_k log theta_k
+
+    Returns y [N, K, ...] and kept [N, ...] bool.
+    """
+    if theta.shape != logits.shape[1:2]:
+        raise ValueError(f"theta: wanted [{logits.shape[1]}], got {list(theta.shape)}")
+    log_p = _log_softmax(logits)
+    log_theta = theta.to(log_p).clamp(min=1e-6).log().view(1, -1, *[1] * (logits.ndim - 2))
+    log_y = F.log_softmax((log_p - log_theta) / softness, dim=1)
+    y = log_y.exp()
+    kept = (y * (softness * log_y - log_p + log_theta)).sum(1) < 0
+    return y, kept
+
+
+def robust_entropy(logits: Tensor, eta: float = 2.0) -> Tensor:
+    """FDA's Charbonnier penalty on the normalised entropy e, (e^2 + 1e-8)^eta, mean over pixels (arXiv 2004.05498).
+
+    logits [N, K, ...] -> scalar. The published code divides by log 19 whatever K; here it is log K.
+    """
+    normalised = entropy(logits) / math.log(logits.shape[1])
+    return (normalised.square() + 1e-8).pow(eta).mean()

@@ -16,9 +16,9 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from vda.config import Occlusion
 from vda.flow.consistency import consistent
 from vda.ops import warp_occlusion
+from vda.options import Occlusion
 
 
 class Photometric(TypedDict):

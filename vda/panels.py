@@ -12,28 +12,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vda.config import Flow, Occlusion, to_dict
-from vda.data.clip import Clip, FlowField, FlowSource, Image, LabelMap, VideoDataset
+from vda.config import to_dict
+from vda.data.clip import FlowField, FlowSource, Image, LabelMap, VideoDataset, spread
 from vda.data.tubes import Batch
 from vda.flow.providers import both_ways, provider
+from vda.methods.flow import FLOW_WEIGHTS
 from vda.methods.vst import refine
 from vda.metrics import ConfusionMatrix
 from vda.models import upsample
 from vda.occlusion import visible
 from vda.ops import warp_occlusion
+from vda.options import Flow, Occlusion
 from vda.pictures import error_image, visible_image
-from vda.pseudo import PseudoLabels
+from vda.pseudo import PseudoLabels, read_labels
 from vda.report import Panel, colour_label, flow_image, overlay, write_report
-from vda.run import FLOW_WEIGHTS, Run
+from vda.run import Run
 
 ERROR_CAPTION = "warp error of the next frame: black 0, yellow 64 grey levels or more; tinted cyan: not visible"
-
-
-def spread(dataset: VideoDataset, count: int) -> list[tuple[Clip, int]]:
-    """`count` frames with a successor, evenly over the clips and their lengths."""
-    clips = [clip for clip in dataset.clips if len(clip) > 1]
-    chosen = [clips[k] for k in np.linspace(0, len(clips) - 1, count).round().astype(int)] if clips else []
-    return [(clip, round((k + 0.5) / count * (len(clip) - 2))) for k, clip in enumerate(chosen)]
 
 
 @torch.inference_mode()
@@ -78,6 +73,7 @@ def pseudo_panels(
             labels=torch.from_numpy(np.stack(before))[None],
             flows=torch.from_numpy(flows)[None, None],
             names=[],
+            part=torch.zeros(1, dtype=torch.int64),
         )
         after = refine(batch, refinement, occlusion)[0, 0].numpy()
         there, back = torch.from_numpy(flows)[:, None]
@@ -128,17 +124,20 @@ def _tensor(image: Image) -> Tensor:
 
 
 def write_run_report(run: Run, scores: dict[str, Any]) -> Path:
-    """The HTML page of the run, with pictures of every stage that has been trained."""
-    networks: dict[str, nn.Module] = {phase: run.network(phase) for phase in run.trained()}
+    """The HTML page of the run, with pictures of every method that has been trained."""
+    networks: dict[str, nn.Module] = {name: run.network(name) for name in run.finished()}
     panels = prediction_panels(networks, run.validation, run.device)
     coverage = None
-    if (run.folder / "pseudo" / "manifest.jsonl").exists():
-        labels = run.pseudo_labels
-        panels += pseudo_panels(run.target, labels, run.flow, run.config.vst.refine, run.config.occlusion)
-        coverage = pseudo_scores(run.target, labels)
-    if (weights := run.folder / FLOW_WEIGHTS).exists():
+    for name in reversed(run.finished()):  # the labels that the last self-training learnt from
+        if labels := read_labels(run.result(name) / "pseudo"):
+            refinement = getattr(run.config.methods[name], "refine", "none")
+            panels += pseudo_panels(run.target, labels, run.flow, refinement, run.config.occlusion)
+            coverage = pseudo_scores(run.target, labels)
+            break
+    for weights in run.folder.glob(f"*/{FLOW_WEIGHTS}"):
         panels += flow_panels(provider(Flow("flownet2", weights=weights), run.device), run.validation)
-    log = run.folder / "log.jsonl"
+    logs = [run.folder_of(name).rglob("log.jsonl") for name in run.config.methods]
+    lines = [line for found in logs for log in sorted(found) for line in log.read_text().splitlines()]
     path = run.folder / "report.html"
     write_report(
         path,
@@ -148,7 +147,7 @@ def write_run_report(run: Run, scores: dict[str, Any]) -> Path:
         classes=run.source.classes,
         palette=run.source.palette,
         panels=panels,
-        log=[json.loads(line) for line in log.read_text().splitlines()] if log.exists() else None,
+        log=[json.loads(line) for line in lines] or None,
         pseudo=coverage,
     )
     return path

@@ -1,7 +1,7 @@
-"""Pseudo labels: Algorithm 1 of the paper, with Eq. 10 (aggregation) and Eq. 11 (clip-adaptive thresholds).
+"""Pseudo labels: Algorithm 1 of the paper with Eq. 10 (aggregation), and the same for every other policy.
 
 Memory holds the logits of at most three frames, the flow of two pairs, and 3 bytes a pixel (label and 16-bit
-confidence) of one clip.
+confidence; twice that for a relative policy) of one clip.
 Labels are written as uint8 PNG, 255 for "none", beside a manifest that names the model, the flow, and the thresholds
 of every finished clip; thresholds run from clip to clip, so a stopped run continues from the manifest and ends with
 the same files.
@@ -10,10 +10,12 @@ the same files.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,22 +23,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vda.checkpoint import atomic_write
-from vda.config import Occlusion, Pseudo
-from vda.data.clip import IGNORE, Clip, FlowSource, LabelMap, VideoDataset
+from vda.data.clip import Clip, FlowSource, LabelMap, VideoDataset
 from vda.data.labels import read_label, write_label
 from vda.errors import UsageError
 from vda.flow.providers import both_ways
+from vda.losses import min_entropy
 from vda.occlusion import needs_back, photometric, visible_flow
-from vda.ops import ClassThresholds, aggregate_labels, apply_thresholds
+from vda.ops import ClassThresholds, aggregate_labels
+from vda.options import Occlusion, Pseudo
+from vda.policies import POLICIES, Confident
 from vda.progress import progress
-
-
-@dataclass(frozen=True)
-class Confident:
-    """The predictions of one clip: label [N, H, W] uint8 (argmax) and confidence [N, H, W] float16 (max)."""
-
-    label: Tensor
-    confidence: Tensor
 
 
 @dataclass(frozen=True)
@@ -50,11 +46,19 @@ class Generator:
     device: torch.device
 
 
-def predictions(generator: Generator, clip: Clip, weight: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Label and confidence [1, H, W] of the frames of a clip in turn.
+class Predicted(NamedTuple):
+    """One frame: label [1, H, W] uint8 and confidence [1, H, W] float16, the same of P / theta where asked for, and the
+    mean normalised entropy (0..1) of the network's own prediction."""
 
-    Argmax and max of the softmax, aggregated over the neighbours (Eq. 10) where asked, times `weight` [K] where given.
-    """
+    label: Tensor
+    confidence: Tensor
+    relative: tuple[Tensor, Tensor] | None
+    entropy: Tensor
+
+
+def predictions(generator: Generator, clip: Clip, theta: Tensor | None = None) -> Iterator[Predicted]:
+    """The frames of a clip in turn: argmax and max of the softmax, aggregated over the neighbours (Eq. 10) where the
+    settings ask for it, and of the softmax divided by `theta` [K] where that is given."""
     frames: dict[int, Tensor] = {}
     logits: dict[int, Tensor] = {}
     flows: dict[tuple[int, int], Tensor] = {}
@@ -62,8 +66,7 @@ def predictions(generator: Generator, clip: Clip, weight: Tensor | None = None) 
         near = [j for j in (i - 1, i, i + 1) if 0 <= j < len(clip)] if generator.settings.aggregate else [i]
         for j in near:
             if j not in logits:
-                image = torch.from_numpy(clip.frame(j)).to(generator.device)
-                frames[j] = image.permute(2, 0, 1)[None].float() / 255
+                frames[j] = image_tensor(clip, j, generator.device)
                 logits[j] = generator.network(frames[j])
         if i + 1 in near:  # frame i + 1 wants the same pair from its end
             both = torch.from_numpy(np.stack(both_ways(generator.flow, clip, i, i + 1)))
@@ -72,19 +75,25 @@ def predictions(generator: Generator, clip: Clip, weight: Tensor | None = None) 
         there, back = _stack([flows[i, j] for j in neighbours], like=frames[i][:, :2]), None
         if needs_back(generator.occlusion):
             back = _stack([flows[j, i] for j in neighbours], like=frames[i][:, :2])
-        yield aggregate_labels(
+        inputs = (
             logits[i],
             _stack([logits[j] for j in neighbours], like=logits[i]),
             visible_flow(there, back, generator.occlusion),
             frames[i],
             _stack([frames[j] for j in neighbours], like=frames[i]),
-            **photometric(generator.occlusion),
-            weight=weight,
         )
+        test = photometric(generator.occlusion)
+        relative = None if theta is None else aggregate_labels(*inputs, **test, weight=(1 / theta).float())
+        yield Predicted(*aggregate_labels(*inputs, **test), relative, min_entropy(logits[i]))
         frames.pop(i - 1, None)
         logits.pop(i - 1, None)
         flows.pop((i - 1, i), None)
         flows.pop((i, i - 1), None)
+
+
+def image_tensor(clip: Clip, i: int, device: torch.device) -> Tensor:
+    """Frame i as the network takes it: [1, 3, H, W] float32 in [0, 1]."""
+    return torch.from_numpy(clip.frame(i)).to(device).permute(2, 0, 1)[None].float() / 255
 
 
 def _stack(maps: list[Tensor], like: Tensor) -> Tensor:
@@ -92,70 +101,29 @@ def _stack(maps: list[Tensor], like: Tensor) -> Tensor:
     return torch.stack(maps, 1) if maps else like[:, None][:, :0]
 
 
-def confident(generator: Generator, clip: Clip, weight: Tensor | None = None) -> Confident:
-    """The predictions of all frames of a clip."""
-    labels, confidences = zip(*predictions(generator, clip, weight), strict=True)
-    return Confident(torch.cat(labels), torch.cat(confidences))
-
-
-# --- policies: (predictions of a clip, thresholds so far) -> (thresholds of its frames [N, K], thresholds to carry on)
-
-
-def clip_adaptive(clip: Confident, theta: Tensor, settings: Pseudo) -> tuple[Tensor, Tensor]:
-    """Eq. 11: all frames of the clip are one instance and share its thresholds."""
-    theta = _updated(clip.confidence, clip.label, theta, settings)
-    return theta.expand(len(clip.label), -1), theta
-
-
-def instance_adaptive(clip: Confident, theta: Tensor, settings: Pseudo) -> tuple[Tensor, Tensor]:
-    """Eq. 4 (IAST): every frame is an instance."""
-    thetas = []
-    for confidence, label in zip(clip.confidence, clip.label, strict=True):
-        theta = _updated(confidence, label, theta, settings)
-        thetas.append(theta)
-    return torch.stack(thetas), theta
-
-
-def class_balanced(clip: Confident, theta: Tensor, settings: Pseudo) -> tuple[Tensor, Tensor]:
-    """CBST: predictions come already divided by the thresholds of the whole set, so 1 is the bar for every class."""
-    return torch.ones(len(clip.label), len(theta)), theta
-
-
-POLICIES: dict[str, Callable[[Confident, Tensor, Pseudo], tuple[Tensor, Tensor]]] = {
-    "clip_adaptive": clip_adaptive,
-    "instance_adaptive": instance_adaptive,
-    "class_balanced": class_balanced,
-}
-
-
-def _updated(confidence: Tensor, label: Tensor, theta: Tensor, settings: Pseudo) -> Tensor:
-    thresholds = ClassThresholds(
-        len(theta),
-        alpha=settings.alpha,
-        beta=settings.beta,
-        gamma=settings.gamma,
-        rule=settings.rule,
-        device=confidence.device,
-    )
-    thresholds.update(confidence, label)
-    return thresholds.finish(theta)
+def confident(generator: Generator, clip: Clip, theta: Tensor | None = None) -> tuple[Confident, list[float]]:
+    """The predictions of all frames of a clip, and the entropy of each."""
+    found = list(predictions(generator, clip, theta))
+    maps = [torch.cat([getattr(frame, name) for frame in found]) for name in ("label", "confidence")]
+    if theta is not None:
+        maps += [torch.cat([frame.relative[k] for frame in found if frame.relative]) for k in (0, 1)]
+    return Confident(*maps), [float(frame.entropy) for frame in found]
 
 
 def portion_thresholds(generator: Generator, dataset: VideoDataset) -> Tensor:
-    """CBST's thresholds [K]: per class, the confidence that the portion alpha of its pixels in the whole set reaches.
+    """Thresholds [K] of the whole set: per class, the confidence that the portion alpha of its pixels reaches (CBST).
 
-    A class without a pixel gets 1, which no probability exceeds.
+    A class of which less than one pixel would pass, or that is never predicted, gets 1.
     """
     K = dataset.num_classes
     # beta = gamma = 0: no momentum, and the same portion for every class, so finish() is the plain order statistic.
     thresholds = ClassThresholds(
-        K, alpha=generator.settings.alpha, beta=0.0, gamma=0.0, rule="paper", device=generator.device
+        K, alpha=generator.settings.alpha, beta=0.0, gamma=0.0, rule="portion", device=generator.device
     )
-    for clip in progress(dataset.clips, desc="class-balanced thresholds", unit="clip"):
-        found = confident(generator, clip)
-        thresholds.update(found.confidence, found.label)
-    theta = thresholds.finish(torch.ones(K, device=generator.device))
-    return torch.where(thresholds.counts.to(theta.device) > 0, theta, 1.0)
+    for clip in progress(dataset.clips, desc="thresholds of the whole set", unit="clip"):
+        for frame in predictions(generator, clip):
+            thresholds.update(frame.confidence, frame.label)
+    return thresholds.finish(torch.ones(K, device=generator.device, dtype=torch.float64))
 
 
 # --- files
@@ -175,10 +143,33 @@ class PseudoLabels:
         return self.folder / clip.name / f"{clip.frame_names[i]}.png"
 
     @property
+    def theta(self) -> list[float]:
+        """The thresholds [K] after the last clip."""
+        return list(self.manifest[-1]["theta"])
+
+    @property
     def coverage(self) -> float:
         """Labelled share of all pixels."""
+        return sum(self._share("coverage"))
+
+    @property
+    def predicted(self) -> list[float]:
+        """Share of all pixels [K] for which each class is the most likely one, labelled or not."""
+        return self._share("predicted")
+
+    def _share(self, what: str) -> list[float]:
         clips = self.manifest[1:]
-        return sum(sum(c["coverage"]) * c["frames"] for c in clips) / max(1, sum(c["frames"] for c in clips))
+        total = sum(c["frames"] for c in clips)
+        return [sum(of) / total for of in zip(*([c["frames"] * x for x in c[what]] for c in clips), strict=True)]
+
+    def tube_entropy(self, clip: Clip, indices: Sequence[int]) -> float:
+        """Mean over some frames of the mean normalised entropy of the predictions, 0..1."""
+        entropies = self._entropies[clip.name]
+        return math.fsum(entropies[i] for i in indices) / len(indices)
+
+    @cached_property
+    def _entropies(self) -> dict[str, list[float]]:
+        return {entry["clip"]: entry["entropy"] for entry in self.manifest[1:]}
 
 
 def generate(
@@ -191,37 +182,29 @@ def generate(
 
     Raises UsageError where `folder` holds the labels of another model, flow, data set or setting.
     """
+    settings, policy = generator.settings, POLICIES[generator.settings.policy]
     head = {
-        "format": 1,
+        "format": 2,
         "model": model,
-        "flow": flow_name,
+        "flow": flow_name if settings.aggregate else None,
         "dataset": dataset.name,
         "size": list(dataset.size),
         "classes": list(dataset.classes),
         "seed": seed,
-        "settings": asdict(generator.settings),
+        "settings": asdict(settings),
         "occlusion": asdict(generator.occlusion),
     }
     manifest = _open_manifest(folder, head)
     order = np.random.default_rng(seed).permutation(len(dataset.clips))
-    theta = torch.full((dataset.num_classes,), generator.settings.theta_init, dtype=torch.float64)
-    if len(manifest) > 1:
-        theta = torch.tensor(manifest[-1]["theta"], dtype=torch.float64)
-    theta = theta.to(generator.device)
-
+    todo = order[len(manifest) - 1 :]
     generator.network.eval()
     with torch.inference_mode():
-        balanced = generator.settings.policy == "class_balanced" and len(manifest) <= len(order)
-        weight = None
-        if balanced:
-            theta = theta if len(manifest) > 1 else portion_thresholds(generator, dataset).double()
-            weight = (1 / theta).float()
-        todo = order[len(manifest) - 1 :]
+        theta = _thresholds_so_far(generator, dataset, manifest) if len(todo) else torch.empty(0)
         for c in progress(todo, desc="pseudo labels", unit="clip", initial=len(order) - len(todo), total=len(order)):
             clip = dataset.clips[c]
-            found = confident(generator, clip, weight)
-            thetas, theta = POLICIES[generator.settings.policy](found, theta, generator.settings)
-            kept = keep(found, thetas, rule=generator.settings.rule).cpu().numpy()
+            found, entropies = confident(generator, clip, theta if policy.relative else None)
+            labels, theta = policy.label(found, theta, settings)
+            kept = labels.cpu().numpy()
             for i, label in enumerate(kept):
                 write_label(folder / clip.name / f"{clip.frame_names[i]}.png", label)
             manifest.append(
@@ -229,20 +212,28 @@ def generate(
                     "clip": clip.name,
                     "frames": len(clip),
                     "theta": theta.tolist(),
-                    "coverage": _coverage(kept, dataset.num_classes),
+                    "coverage": _shares(kept, dataset.num_classes),
+                    "predicted": _shares(found.label.cpu().numpy(), dataset.num_classes),
+                    "entropy": entropies,
                 }
             )
             _write_manifest(folder, manifest)
     return PseudoLabels(folder, manifest)
 
 
-def keep(clip: Confident, thetas: Tensor, *, rule: str) -> Tensor:
-    """Labels [N, H, W] where the confidence passes the threshold [N, K] of the label's class, 255 elsewhere."""
-    return apply_thresholds(clip.label, clip.confidence, thetas.to(clip.label.device), rule=rule, ignore_index=IGNORE)
+def _thresholds_so_far(generator: Generator, dataset: VideoDataset, manifest: list[dict[str, Any]]) -> Tensor:
+    """Thresholds [K] float64 before the next clip: those of the last one, or where there is none the policy's first."""
+    if len(manifest) > 1:
+        theta = torch.tensor(manifest[-1]["theta"], dtype=torch.float64)
+    elif POLICIES[generator.settings.policy].set_wide:
+        theta = portion_thresholds(generator, dataset)
+    else:
+        theta = torch.full((dataset.num_classes,), generator.settings.theta_init, dtype=torch.float64)
+    return theta.to(generator.device)
 
 
-def _coverage(labels: NDArray[np.uint8], K: int) -> list[float]:
-    """Share of all pixels labelled with each class."""
+def _shares(labels: NDArray[np.uint8], K: int) -> list[float]:
+    """Share of all pixels that have each class."""
     return [float(n) / max(1, labels.size) for n in np.bincount(labels.ravel(), minlength=256)[:K]]
 
 
@@ -274,22 +265,7 @@ def _write_manifest(folder: Path, manifest: list[dict[str, Any]]) -> None:
     atomic_write(folder / "manifest.jsonl", "".join(json.dumps(entry) + "\n" for entry in manifest).encode())
 
 
-def open_labels(folder: Path, dataset: VideoDataset, model: str) -> PseudoLabels:
-    """The pseudo labels that `generate` made of `dataset` with the weights whose hash is `model`.
-
-    Raises UsageError where there are none, where they are unfinished, or of another model.
-    """
+def read_labels(folder: Path) -> PseudoLabels | None:
+    """The pseudo labels that lie in a folder, None where there are none; UsageError where their manifest is damaged."""
     path = folder / "manifest.jsonl"
-    if not path.exists():
-        raise UsageError(f"{path}: wanted pseudo labels, found none; run the phase `pseudo` first")
-    manifest = _read_manifest(path)
-    if manifest[0]["model"] != model:
-        raise UsageError(
-            f"{path}: these pseudo labels are of another model: wanted {model}, found {manifest[0]['model']}"
-        )
-    if len(manifest) - 1 != len(dataset.clips):
-        raise UsageError(
-            f"{path}: wanted pseudo labels of {len(dataset.clips)} clips, found {len(manifest) - 1}; "
-            "run the phase `pseudo` to its end first"
-        )
-    return PseudoLabels(folder, manifest)
+    return PseudoLabels(folder, _read_manifest(path)) if path.exists() else None

@@ -1,36 +1,44 @@
-"""A run on disk: its folder, data, networks and checkpoints."""
+"""A run on disk: its folder, data, networks and checkpoints.
+
+Every method has a folder, and in it one for each of its rounds where it has several. `finished.json`, written when the
+last round is done, says in which one the result lies.
+"""
 
 from __future__ import annotations
 
-from functools import cached_property
+import hashlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from vda import pseudo
-from vda.checkpoint import Checkpoint, latest, load_checkpoint, load_weights
-from vda.cli import choose_device
-from vda.config import Config, Phase
+from vda.checkpoint import Checkpoint, atomic_write, is_valid, latest, load_checkpoint, load_weights
+from vda.config import Config, method_digest
 from vda.data import VideoDataset, open_dataset
 from vda.data.clip import FlowSource
 from vda.data.transforms import Augment
 from vda.data.tubes import LabelSource, Tubes
+from vda.device import choose_device
 from vda.errors import UsageError
 from vda.flow.cache import CachedFlow
 from vda.flow.providers import FlowProvider, NetworkFlow, both_ways, provider
-from vda.models import build_network
+from vda.methods import METHODS
+from vda.models import Ensemble, build_network
+from vda.options import Pseudo
 
-SEGMENTATION: tuple[Phase, ...] = ("source_only", "vat", "vst", "oracle")  # these leave a segmentation network
-FLOW_WEIGHTS = "flow.safetensors"  # what the phase "flow" leaves in the run folder
-NEEDS: dict[Phase, Phase] = {"vat": "source_only", "pseudo": "vat", "vst": "pseudo"}  # phase -> what it starts from
+FINISHED = "finished.json"
 
 
 class Run:
-    """One run folder, with the data, networks and checkpoints of its phases."""
+    """One run folder, with the data, networks and checkpoints of its methods."""
 
-    def __init__(self, config: Config, folder: Path) -> None:
-        self.config, self.folder = config, folder
+    def __init__(self, config: Config, folder: Path, *, shared: bool = False) -> None:
+        """shared: other runs keep their methods in the same folder, so each folder's name ends in a hash of what
+        decides its numbers; runs that agree in them train once."""
+        self.config, self.folder, self.shared = config, folder, shared
         self.device = choose_device(config.device)
         data = config.data
         target_root = data.target_root or data.source_root
@@ -47,61 +55,81 @@ class Run:
         cache = self.config.flow.cache
         return computed if cache is None else CachedFlow(cache, self.target, computed.name)
 
+    # --- what would fail later, after hours
+
     def _check(self) -> None:
-        """Refuses what would fail later, after hours: clips shorter than a tube, a flow that the target lacks."""
-        self._check_flow()
         net, done = self.config.network, set[str]()
+        if not self.config.methods:
+            raise UsageError("methods: wanted at least one method to train, found none")
         if net.weights is not None and not net.weights.is_file():
             raise UsageError(f"{net.weights}: wanted a file of backbone weights, found none")
-        if net.weights is None and net.batch_norm != "train" and {"source_only", "oracle"} & {*self.config.phases}:
-            raise UsageError(
-                f"network.weights: wanted a file, since batch norm is frozen ({net.batch_norm}) and random weights "
-                "have no statistics; give one, or choose --network.batch-norm train"
-            )
-        for phase in self.config.phases:
-            needed = NEEDS.get(phase)
-            if needed and needed not in done and not (self.folder / needed).exists():
+        for name in self.config.training:
+            settings = self.config.methods[name]
+            if settings.start:
+                self._check_start(name, settings.start, done)
+            elif net.weights is None and net.batch_norm != "train" and METHODS[name].leaves_network:
                 raise UsageError(
-                    f"phases: {phase} starts from {needed}, which is neither before it nor in {self.folder}"
+                    f"network.weights: wanted a file, since batch norm is frozen ({net.batch_norm}) and random weights "
+                    "have no statistics; give one, or choose --network.batch-norm train"
                 )
-            done.add(phase)
+            METHODS[name].check(self, settings)
+            done.add(name)
 
-    def _check_flow(self) -> None:
-        """Flow is read both ways: by VST between the frames of a tube, for pseudo labels between neighbours."""
-        data, phases = self.config.data, self.config.phases
-        clip, (i, j, *_) = self.tubes(self.target, None).tubes[0]
-        if {"pseudo", "vst"} & {*phases}:
-            both_ways(self.flow, clip, i, j)
+    def _check_start(self, name: str, start: str, done: set[str]) -> None:
+        if start not in self.config.methods:
+            raise UsageError(f"{name}: starts from {start}, which is none of {', '.join(self.config.methods)}")
+        if start not in done and not (self.folder_of(start) / FINISHED).exists():
+            raise UsageError(
+                f"{name}: starts from {start}, which is neither trained before it nor in {self.folder_of(start)}"
+            )
+
+    def check_flow(self, steps: set[int], *, in_loader: bool = False) -> None:
+        """Refuses a flow that the target lacks, or a flow network that loader processes would have to use.
+
+        steps: distances between the frames of a pair. Flow is read both ways.
+        """
+        for clip in self.target.clips[:1]:
+            for step in steps:
+                if len(clip) > step:
+                    both_ways(self.flow, clip, 0, step)
         if isinstance(self.flow, CachedFlow):
-            steps = {data.frame_step} if "vst" in phases else set[int]()
-            self.flow.check(self.target, steps | ({1} if "pseudo" in phases else set()))
-        forks = "vst" in phases and data.workers > 0 and self.device.type == "cuda"
-        if forks and isinstance(self.flow, NetworkFlow):
+            self.flow.check(self.target, steps)
+        elif (
+            isinstance(self.flow, NetworkFlow) and in_loader and self.config.data.workers and self.device.type != "cpu"
+        ):
             raise UsageError(
                 "data.workers: wanted 0, since loader processes cannot use a flow network on a GPU; compute its flow "
                 "ahead with `python -m vda flow` and give --flow.cache"
             )
-        clip, (i, j, *_) = self.tubes(self.source, None).tubes[0]
-        if "flow" in phases and (data.tube_length != 2 or clip.exact_flow(i, j) is None):
-            raise UsageError(
-                f"phase flow: wanted tubes of 2 frames of a data set that knows its flow (motion, pairs, embedded), "
-                f"found {data.source} with tubes of {data.tube_length}"
-            )
 
-    def trained(self) -> list[Phase]:
-        """The phases that have left a segmentation network in the run folder."""
-        return [phase for phase in SEGMENTATION if latest(self.folder / phase)]
+    # --- folders
 
-    def network(self, start: Phase | None = None) -> nn.Module:
-        """A new network, or one with the last weights of an earlier phase."""
-        if start is not None:
-            checkpoint = open_checkpoint(self.folder / start)
-            if checkpoint.meta["classes"] != list(self.source.classes):
-                found = ", ".join(checkpoint.meta["classes"])
-                raise UsageError(
-                    f"{checkpoint.path}: wanted the classes {', '.join(self.source.classes)}, found {found}"
-                )
-            return network_of(checkpoint, self.device)
+    def folder_of(self, name: str) -> Path:
+        """The folder of a method."""
+        if self.shared:
+            return self.folder / f"{name}-{method_digest(self.config, name)[:12]}"
+        return self.folder / name
+
+    def finish(self, name: str, result: Path) -> None:
+        """Notes that a method is done, and which folder of its rounds holds the result."""
+        folder = self.folder_of(name)
+        atomic_write(folder / FINISHED, (json.dumps({"result": str(result.relative_to(folder))}) + "\n").encode())
+
+    def finished(self) -> list[str]:
+        """The methods of the run that are done and have left a segmentation network, in order."""
+        done = (name for name in self.config.methods if (self.folder_of(name) / FINISHED).exists())
+        return [name for name in done if METHODS[name].leaves_network]
+
+    def result(self, name: str) -> Path:
+        """The folder with the result of a method that is done."""
+        return result_of(self.folder_of(name))
+
+    # --- networks
+
+    def network(self, start: str = "") -> nn.Module:
+        """A network with the last weights of a method that is done, or a new one."""
+        if start:
+            return self.network_at(self.result(start))
         net = self.config.network
         torch.manual_seed(self.config.seed)
         network = build_network(
@@ -114,6 +142,16 @@ class Run:
         )
         return _on_device(network, self.device)
 
+    def network_at(self, folder: Path) -> nn.Module:
+        """The network of the newest checkpoint in a folder."""
+        checkpoint = open_checkpoint(folder)
+        if checkpoint.meta["classes"] != list(self.source.classes):
+            found = ", ".join(checkpoint.meta["classes"])
+            raise UsageError(f"{checkpoint.path}: wanted the classes {', '.join(self.source.classes)}, found {found}")
+        return network_of(checkpoint, self.device)
+
+    # --- samples and labels
+
     def tubes(
         self,
         dataset: VideoDataset,
@@ -121,9 +159,10 @@ class Run:
         *,
         augment: Augment | None = None,
         flow: FlowSource | None = None,
+        focus: Sequence[int] = (),
         stream: int = 0,
     ) -> Tubes:
-        """Training tubes; `stream` keeps the draws of two data sets of one phase apart."""
+        """Training tubes; `stream` keeps the draws of two data sets of one method apart."""
         data = self.config.data
         return Tubes(
             dataset,
@@ -133,32 +172,60 @@ class Run:
             seed=2 * self.config.seed + stream,
             labels=labels,
             flow=flow,
+            focus=focus,
         )
 
-    @cached_property
-    def pseudo_labels(self) -> pseudo.PseudoLabels:
-        model = open_checkpoint(self.folder / "vat").digest
-        return pseudo.open_labels(self.folder / "pseudo", self.target, model)
+    def pseudo_labels(self, folder: Path, models: Sequence[Path], settings: Pseudo) -> pseudo.PseudoLabels:
+        """Labels of the target under `folder`, by the newest checkpoint in `models`, or the mean of several."""
+        checkpoints = [open_checkpoint(model) for model in models]
+        networks = [network_of(checkpoint, self.device) for checkpoint in checkpoints]
+        network = networks[0] if len(networks) == 1 else Ensemble(networks)
+        labels = pseudo.generate(
+            pseudo.Generator(network, self.flow, settings, self.config.occlusion, self.device),
+            self.target,
+            folder / "pseudo",
+            model=hashlib.sha256("".join(c.digest for c in checkpoints).encode()).hexdigest(),
+            flow_name=self.flow.name,
+            seed=self.config.seed,
+        )
+        print(f"pseudo labels cover {100 * labels.coverage:.1f} % of the pixels of {self.target.name}")
+        return labels
+
+
+def result_of(folder: Path) -> Path:
+    """The folder of a method's result: the one that `finished.json` names where there is one, else the folder itself."""
+    try:
+        return folder / str(json.loads((folder / FINISHED).read_text())["result"])
+    except FileNotFoundError:
+        return folder
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(f"{folder / FINISHED}: wanted the name of the result's folder, the file is damaged") from None
 
 
 def network_of(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
     """The network that a checkpoint holds, built from the settings that it carries."""
-    if checkpoint.meta["phase"] not in SEGMENTATION:
-        phase = checkpoint.meta["phase"]
-        raise UsageError(f"{checkpoint.path}: wanted a segmentation network, found that of phase {phase}")
+    if not METHODS[checkpoint.meta["method"]].leaves_network or "num_classes" not in checkpoint.meta["network"]:
+        raise UsageError(f"{checkpoint.path}: wanted a segmentation network, found that of {checkpoint.meta['method']}")
     network = build_network(**checkpoint.meta["network"])
     load_weights(network, checkpoint)
     return _on_device(network, device).eval()
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """A checkpoint folder, or the newest valid one of a phase folder."""
+    """A checkpoint folder, or the newest valid one of a method's or a round's folder."""
     if not path.is_dir():
         raise UsageError(f"{path}: wanted a checkpoint folder, found {'a file' if path.exists() else 'nothing'}")
-    newest = path if (path / "manifest.json").exists() else latest(path)
+    if (path / "manifest.json").exists():
+        return load_checkpoint(path)
+    newest = latest(result_of(path))
     if newest is None:
         raise UsageError(f"{path}: wanted a checkpoint, found none in this folder")
     return load_checkpoint(newest)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The valid checkpoints of a round's folder, oldest first."""
+    return [step for step in sorted(folder.glob("step-*")) if is_valid(step)]
 
 
 def _on_device(network: nn.Module, device: torch.device) -> nn.Module:

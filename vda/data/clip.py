@@ -70,3 +70,10 @@ class VideoDataset:
     @property
     def num_frames(self) -> int:
         return sum(len(clip) for clip in self.clips)
+
+
+def spread(dataset: VideoDataset, count: int) -> list[tuple[Clip, int]]:
+    """`count` frames with a successor, evenly over the clips and their lengths."""
+    clips = [clip for clip in dataset.clips if len(clip) > 1]
+    chosen = [clips[k] for k in np.linspace(0, len(clips) - 1, count).round().astype(int)] if clips else []
+    return [(clip, round((k + 0.5) / count * (len(clip) - 2))) for k, clip in enumerate(chosen)]

@@ -6,6 +6,7 @@ and mirrored as it was: the flip negates u, a scale multiplies both components.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -30,6 +31,9 @@ class Augment:
     """Smallest and largest resize factor, drawn evenly; raised where the crop would not fit otherwise."""
     crop: tuple[int, int] | None = None
     """Height and width of a random crop after resizing; the tube's own size where not given."""
+    focus: float = 0.0
+    """Chance that the crop is centred on a pixel of one of the classes that the data set's tubes focus on, where the
+    tube shows one (CBST's mining of rare classes)."""
     jitter: float = 0.0
     """Chance of a colour jitter."""
     brightness: float = 0.0
@@ -42,7 +46,7 @@ class Augment:
     """Largest standard deviation of added Gaussian noise, in grey levels (0..255)."""
 
     def __post_init__(self) -> None:
-        for name in ("flip", "jitter", "blur"):
+        for name in ("flip", "focus", "jitter", "blur"):
             _check(0 <= getattr(self, name) <= 1, name, "a chance of 0..1", getattr(self, name))
         for name in ("brightness", "contrast"):
             _check(
@@ -74,10 +78,11 @@ class Sample:
     flows: NDArray[np.float32] | None = None
 
 
-def augment(sample: Sample, what: Augment, rng: np.random.Generator) -> Sample:
+def augment(sample: Sample, what: Augment, rng: np.random.Generator, focus: Sequence[int] = ()) -> Sample:
     """A new sample, drawn by `rng` alone: scale, crop, flip, colour jitter, blur, noise, in this order.
 
-    Its size is that of `what.crop`, else the sample's own, whatever was drawn. The arrays are contiguous and
+    focus: classes that crops are centred on with the chance `what.focus`. The size of the result is that of
+    `what.crop`, else the sample's own, whatever was drawn. The arrays are contiguous and
     never those that came in, where anything was changed.
     """
     H, W = sample.frames.shape[1:3]
@@ -85,12 +90,29 @@ def augment(sample: Sample, what: Augment, rng: np.random.Generator) -> Sample:
     factor = max(rng.uniform(*what.scale), height / H, width / W)
     size = (max(round(H * factor), height), max(round(W * factor), width))
     sample = resize(sample, size)
-    top = int(rng.integers(size[0] - height + 1))
-    left = int(rng.integers(size[1] - width + 1))
+    centre = _focused(sample, focus, rng) if focus and rng.random() < what.focus else None
+    if centre is None:
+        top = int(rng.integers(size[0] - height + 1))
+        left = int(rng.integers(size[1] - width + 1))
+    else:
+        top = min(max(centre[0] - height // 2, 0), size[0] - height)
+        left = min(max(centre[1] - width // 2, 0), size[1] - width)
     sample = crop(sample, top, left, height, width)
     if rng.random() < what.flip:
         sample = flip(sample)
     return replace(sample, frames=_recolour(sample.frames, what, rng))
+
+
+def _focused(sample: Sample, classes: Sequence[int], rng: np.random.Generator) -> tuple[int, int] | None:
+    """Row and column of a random pixel of a random one of the classes that the tube shows, None where it shows none."""
+    if sample.labels is None:
+        return None
+    shown = [k for k in classes if (sample.labels == k).any()]
+    if not shown:
+        return None
+    _, rows, columns = np.nonzero(sample.labels == shown[rng.integers(len(shown))])
+    chosen = rng.integers(len(rows))
+    return int(rows[chosen]), int(columns[chosen])
 
 
 def resize(sample: Sample, size: tuple[int, int]) -> Sample:

@@ -1,4 +1,4 @@
-"""Training batches: tubes of T frames, drawn as a pure function of (seed, iteration).
+"""Training batches: tubes of T frames, drawn as a pure function of (seed, iteration), from one data set or several.
 
 Because nothing else decides what is drawn and how it is augmented, a stopped run continues with the very
 batch that the uninterrupted run would have seen, with any number of loader processes.
@@ -6,8 +6,9 @@ batch that the uninterrupted run would have seen, with any number of loader proc
 
 from __future__ import annotations
 
+import copy
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -43,13 +44,15 @@ class Batch:
 
     frames [B, T, 3, H, W] RGB, uint8 from the loader, float32 in [0, 1] after `to`. labels [B, T, H, W] uint8, 255 is
     ignored; None where unlabelled. flows [B, T - 1, 2, 2, H, W] float32, pixels: flows[:, t, 0] = F_{t -> t+1},
-    flows[:, t, 1] = F_{t+1 -> t}; None where not asked for. names: CLIP/FRAME of every frame.
+    flows[:, t, 1] = F_{t+1 -> t}; None where not asked for. names: CLIP/FRAME of every frame. part [B] int64: which of
+    the parts of `Mixed` a tube is from, 0 without parts.
     """
 
     frames: Tensor
     labels: Tensor | None
     flows: Tensor | None
     names: list[list[str]]
+    part: Tensor
 
     def pin_memory(self) -> Batch:
         """Called by the loader; lets the copy to a GPU run beside the computation."""
@@ -69,6 +72,7 @@ class Batch:
             frames=frames.float() / 255 if frames.dtype == torch.uint8 else frames,
             labels=move(self.labels),
             flows=move(self.flows),
+            part=self.part.to(device),
         )
 
 
@@ -80,7 +84,29 @@ class Draw:
     index: int
 
 
-class Tubes(Dataset["tuple[Sample, list[str]] | UsageError"]):
+@dataclass(frozen=True)
+class Drawn:
+    """One tube on its way into a batch; fields as of `Batch`."""
+
+    sample: Sample
+    names: list[str]
+    part: int = 0
+
+
+class Samples(Dataset["Drawn | UsageError"]):
+    """What batches are drawn from. An item is a tube, or what is wrong with its files: an exception that is raised in a
+    loader process loses its sentence."""
+
+    seed: int
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, draw: Draw) -> Drawn | UsageError:
+        raise NotImplementedError
+
+
+class Tubes(Samples):
     """Every tube of `length` frames, `step` apart, that lies inside one clip."""
 
     def __init__(
@@ -93,10 +119,13 @@ class Tubes(Dataset["tuple[Sample, list[str]] | UsageError"]):
         seed: int,
         labels: LabelSource | None,
         flow: FlowSource | None = None,
+        focus: Sequence[int] = (),
     ) -> None:
-        """labels, flow: where they come from; None leaves them out. Raises UsageError where no clip is long enough."""
+        """labels, flow: where they come from; None leaves them out. focus: classes for `Augment.focus`.
+
+        Raises UsageError where no clip is long enough."""
         self.dataset, self.augment, self.seed = dataset, augment, seed
-        self.labels, self.flow = labels, flow
+        self.labels, self.flow, self.focus = labels, flow, tuple(focus)
         span = (length - 1) * step
         self.tubes = [
             (clip, tuple(range(start, start + span + 1, step)))
@@ -113,14 +142,26 @@ class Tubes(Dataset["tuple[Sample, list[str]] | UsageError"]):
     def __len__(self) -> int:
         return len(self.tubes)
 
-    def __getitem__(self, draw: Draw) -> tuple[Sample, list[str]] | UsageError:
-        """The sample, or what is wrong with its files: an exception raised in a loader process loses its sentence."""
+    def chosen(self, indices: Iterable[int]) -> Tubes:
+        """The same with some of the tubes alone."""
+        fewer = copy.copy(self)
+        fewer.tubes = [self.tubes[i] for i in indices]
+        if not fewer.tubes:
+            raise UsageError(f"data set {self.dataset.name}: wanted at least one of its {len(self)} tubes, chose none")
+        return fewer
+
+    def part(self, share: float, number: int) -> Tubes:
+        """A random `share` of the tubes, at least one; another draw for each `number`."""
+        order = np.random.default_rng([self.seed, number, len(self)]).permutation(len(self))
+        return self.chosen(np.sort(order[: max(1, int(share * len(self)))]))
+
+    def __getitem__(self, draw: Draw) -> Drawn | UsageError:
         try:
             return self._sample(draw)
         except UsageError as error:
             return error
 
-    def _sample(self, draw: Draw) -> tuple[Sample, list[str]]:
+    def _sample(self, draw: Draw) -> Drawn:
         clip, indices = self.tubes[draw.index]
         rng = np.random.default_rng([self.seed, draw.epoch, draw.index])
         sample = Sample(
@@ -128,7 +169,8 @@ class Tubes(Dataset["tuple[Sample, list[str]] | UsageError"]):
             labels=None if self.labels is None else np.stack([self._label(clip, i) for i in indices]),
             flows=None if self.flow is None else self._flows(clip, indices),
         )
-        return augment(sample, self.augment, rng), [f"{clip.name}/{clip.frame_names[i]}" for i in indices]
+        names = [f"{clip.name}/{clip.frame_names[i]}" for i in indices]
+        return Drawn(augment(sample, self.augment, rng, self.focus), names)
 
     def _label(self, clip: Clip, i: int) -> LabelMap:
         assert self.labels is not None
@@ -140,6 +182,23 @@ class Tubes(Dataset["tuple[Sample, list[str]] | UsageError"]):
     def _flows(self, clip: Clip, indices: Sequence[int]) -> NDArray[np.float32]:
         assert self.flow is not None
         return np.stack([np.stack(both_ways(self.flow, clip, i, j)) for i, j in pairwise(indices)])
+
+
+class Mixed(Samples):
+    """Several sets of tubes as one; every tube of every part is drawn equally often."""
+
+    def __init__(self, parts: Sequence[Tubes]) -> None:
+        self.parts, self.seed = parts, parts[0].seed
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, draw: Draw) -> Drawn | UsageError:
+        number = int(np.searchsorted(self._ends, draw.index, side="right"))
+        part = self.parts[number]
+        item = part[Draw(draw.epoch, draw.index - int(self._ends[number]) + len(part))]
+        return item if isinstance(item, UsageError) else replace(item, part=number)
 
 
 def draws(size: int, batch: int, seed: int, start: int, stop: int) -> Iterator[list[Draw]]:
@@ -154,7 +213,7 @@ def draws(size: int, batch: int, seed: int, start: int, stop: int) -> Iterator[l
         yield [Draw(epoch, int(order(epoch)[place])) for epoch, place in places]
 
 
-def loader(tubes: Tubes, *, batch: int, start: int, stop: int, workers: int = 0) -> Iterator[Batch]:
+def loader(tubes: Samples, *, batch: int, start: int, stop: int, workers: int = 0) -> Iterator[Batch]:
     """Batches `start` .. `stop` - 1 of a training run, frames still uint8 until `Batch.to`."""
     batches = list(draws(len(tubes), batch, tubes.seed, start, stop))
     loaded = DataLoader(
@@ -175,7 +234,7 @@ def _leave_ctrl_c_to_the_parent(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def collate(items: list[tuple[Sample, list[str]] | UsageError]) -> Batch | UsageError:
+def collate(items: list[Drawn | UsageError]) -> Batch | UsageError:
     """Samples of one size into a batch, or the first error among them."""
     for item in items:
         if isinstance(item, UsageError):
@@ -183,12 +242,10 @@ def collate(items: list[tuple[Sample, list[str]] | UsageError]) -> Batch | Usage
     return _batch([item for item in items if not isinstance(item, UsageError)])
 
 
-def _batch(items: list[tuple[Sample, list[str]]]) -> Batch:
-    samples = [sample for sample, _ in items]
-
+def _batch(items: list[Drawn]) -> Batch:
     def stack(field: str) -> Tensor | None:
-        arrays = [getattr(sample, field) for sample in samples]
-        return None if arrays[0] is None else torch.from_numpy(np.stack(arrays))
+        arrays = [getattr(item.sample, field) for item in items]
+        return None if any(array is None for array in arrays) else torch.from_numpy(np.stack(arrays))
 
     frames = stack("frames")
     assert frames is not None
@@ -196,5 +253,6 @@ def _batch(items: list[tuple[Sample, list[str]]]) -> Batch:
         frames=frames.permute(0, 1, 4, 2, 3).contiguous(),
         labels=stack("labels"),
         flows=stack("flows"),
-        names=[names for _, names in items],
+        names=[item.names for item in items],
+        part=torch.tensor([item.part for item in items]),
     )

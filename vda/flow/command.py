@@ -11,15 +11,15 @@ import tyro
 from PIL import Image as Pillow
 
 from vda.checkpoint import atomic_write
-from vda.cli import choose_device
-from vda.config import Flow
 from vda.data import open_dataset
 from vda.data.clip import Image
 from vda.data.flow_files import WRITERS, write_flow
+from vda.device import choose_device
 from vda.errors import UsageError
 from vda.flow.cache import precompute
 from vda.flow.providers import DISFlow, NetworkFlow, provider
 from vda.flow.weights import family, import_weights
+from vda.options import Flow
 from vda.pictures import flow_image, png
 
 

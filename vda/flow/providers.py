@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vda.config import Flow
 from vda.data.clip import Clip, FlowField, FlowSource, Image
 from vda.data.flow_files import READERS, read_flow
 from vda.errors import UsageError
 from vda.flow.flownet2 import Estimator
 from vda.flow.weights import build, family, read_weights
+from vda.options import Flow
 
 _PRESETS = {
     "ultrafast": cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST,

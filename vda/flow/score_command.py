@@ -14,14 +14,14 @@ from typing import Annotated, Literal
 import tyro
 
 from vda.checkpoint import atomic_write
-from vda.cli import choose_device
-from vda.config import Flow
 from vda.data import open_dataset
 from vda.data.clip import Clip, VideoDataset
+from vda.device import choose_device
 from vda.errors import UsageError
 from vda.flow.cache import CachedFlow, frame_pairs
 from vda.flow.providers import FlowProvider, provider
 from vda.flow.scores import PairScore, score_pair
+from vda.options import Flow
 from vda.progress import progress
 
 HEAD: tuple[str, ...] = ("provider", "pairs", "EPE", "Fl-all", "photometric error", "without flow", "consistent", "ms")

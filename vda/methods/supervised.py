@@ -6,15 +6,44 @@ The two differ in the batches that they are given (source labels, or target labe
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from vda.data.tubes import Batch
+from vda.data.tubes import Batch, true_labels
 from vda.losses import cross_entropy
-from vda.methods.base import Losses, Method, tube_labels, tube_logits
+from vda.methods.base import Losses, Method, Round, Settings, frame_labels, frames, full_logits
+
+if TYPE_CHECKING:
+    from vda.run import Run
 
 
-class Supervised(Method):
+@dataclass(frozen=True)
+class SupervisedSettings(Settings):
+    """Cross entropy on labelled frames: the source's (source_only), or the target's as an upper bound (oracle)."""
+
+    start: str = ""
+
+
+class SourceOnly(Method):
     """L = CE(P, y), mean over the labelled pixels of all frames of the batch."""
 
+    settings_type = SupervisedSettings
+
     def losses(self, source: Batch, target: Batch | None = None) -> Iterator[Losses]:
-        logits = tube_logits(self.network, source.frames)
-        yield {"seg": cross_entropy(logits.flatten(0, 1), tube_labels(source).flatten(0, 1))}
+        logits = full_logits(self.network, frames(source))
+        yield {"seg": cross_entropy(logits, frame_labels(source))}
+
+    @classmethod
+    def rounds(cls, run: Run, settings: Any, folder: Path) -> Iterator[Round]:
+        batches = run.tubes(run.source, true_labels)
+        yield Round(folder, cls(run.network(settings.start)), settings.optimiser, batches, None)
+
+
+class Oracle(SourceOnly):
+    """The same on the target with its labels."""
+
+    @classmethod
+    def rounds(cls, run: Run, settings: Any, folder: Path) -> Iterator[Round]:
+        batches = run.tubes(run.target, true_labels)
+        yield Round(folder, cls(run.network(settings.start)), settings.optimiser, batches, None)

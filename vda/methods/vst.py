@@ -10,22 +10,51 @@ t - tau; the first frame of a tube takes the second as its reference, with the f
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from vda import config
-from vda.data.tubes import Batch
+from vda.data.tubes import Batch, Samples, true_labels
 from vda.losses import cross_entropy, iast_regulariser
-from vda.methods.base import Losses, Method, tube_labels, tube_logits, untracked
+from vda.methods.base import Losses, frame_labels, frames, full_logits, tube_labels, tube_logits, untracked, wants_tubes
+from vda.methods.self_training import SelfTraining, SelfTrainingSettings
 from vda.occlusion import visible
 from vda.ops import consensus
+from vda.options import Occlusion, Pseudo
+from vda.pseudo import PseudoLabels
+
+if TYPE_CHECKING:
+    from vda.run import Run
 
 
-class VST(Method):
-    """Self-training on refined clip-adaptive pseudo labels; the ablations of Tables 4 and 6 are options."""
+@dataclass(frozen=True)
+class VSTSettings(SelfTrainingSettings):
+    """Phase 2, video self-training (Eq. 12)."""
 
-    def __init__(self, network: nn.Module, settings: config.VST, occlusion: config.Occlusion) -> None:
+    start: str = "vat"
+    rounds: int = 1
+    pseudo: Pseudo = field(default_factory=lambda: Pseudo(policy="clip_adaptive", aggregate=True))
+    refine: Literal["strict", "lenient", "fill_in", "none"] = "strict"
+    """Temporal consensus of pseudo labels: Eq. 13, Eq. 13 only where both frames are labelled, Eq. 14, or none."""
+    lambda_reg: float = 1.0
+    """Weight of the regulariser, lambda_reg of Eq. 12."""
+    entropy_weight: float = 3.0
+    """Entropy of the unlabelled pixels inside the regulariser (IAST)."""
+    kld_weight: float = 0.1
+    """Divergence from uniform of the labelled pixels inside the regulariser (IAST)."""
+    source_weight: float = 0.0
+    """Cross entropy on the source; 0 in Eq. 12."""
+
+
+class VST(SelfTraining):
+    """Self-training on refined clip-adaptive pseudo labels; the ablations of Tables 4 and 6 are settings."""
+
+    settings_type = VSTSettings
+
+    def __init__(self, network: nn.Module, settings: VSTSettings, occlusion: Occlusion) -> None:
         super().__init__(network)
         self.settings, self.occlusion = settings, occlusion
 
@@ -48,12 +77,28 @@ class VST(Method):
         yield losses
         if self.settings.source_weight and source is not None:
             with untracked(self.network):
-                logits = tube_logits(self.network, source.frames)
-            seg = cross_entropy(logits.flatten(0, 1), tube_labels(source).flatten(0, 1))
-            yield {"source": self.settings.source_weight * seg}
+                logits = full_logits(self.network, frames(source))
+            yield {"source": self.settings.source_weight * cross_entropy(logits, frame_labels(source))}
+
+    @classmethod
+    def batches(cls, run: Run, settings: Any, labels: PseudoLabels, r: int) -> tuple[Samples | None, Samples | None]:
+        source = run.tubes(run.source, true_labels) if settings.source_weight else None
+        flow = None if settings.refine == "none" else run.flow
+        return source, run.tubes(run.target, labels, augment=settings.augment, flow=flow, stream=1)
+
+    @classmethod
+    def build(cls, run: Run, model: Path, settings: Any, labels: PseudoLabels) -> Self:
+        return cls(run.network_at(model), settings, run.config.occlusion)
+
+    @classmethod
+    def check(cls, run: Run, settings: Any) -> None:
+        super().check(run, settings)
+        wants_tubes(run, "vst")
+        if settings.refine != "none":
+            run.check_flow({run.config.data.frame_step}, in_loader=True)
 
 
-def refine(batch: Batch, mode: str, occlusion: config.Occlusion) -> Tensor:
+def refine(batch: Batch, mode: str, occlusion: Occlusion) -> Tensor:
     """Pseudo labels [B, T, H, W] after temporal consensus (Eq. 13, or Eq. 14 for mode "fill_in")."""
     labels = tube_labels(batch)
     if mode == "none":

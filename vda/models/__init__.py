@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from vda.errors import UsageError
-from vda.models.deeplab import BatchNorm, DeepLab, VariantChoice, deeplab_resnet18, deeplab_resnet50, upsample
+from vda.models.deeplab import ASPP, BatchNorm, DeepLab, VariantChoice, deeplab_resnet18, deeplab_resnet50, upsample
 from vda.models.discriminator import ImageDiscriminator, SequenceDiscriminator, frozen
+from vda.models.ensemble import Ensemble
 from vda.models.resnet import Normalisation
 
 NETWORKS: dict[str, Callable[..., DeepLab]] = {
@@ -52,8 +53,10 @@ def build_network(
 
 
 __all__ = [
+    "ASPP",
     "NETWORKS",
     "DeepLab",
+    "Ensemble",
     "ImageDiscriminator",
     "Normalisation",
     "SequenceDiscriminator",

@@ -1,0 +1,92 @@
+"""Which checkpoint counts: the last one (the headline), one chosen without labels, and for comparison the best one.
+
+Adversarial training swings, and without labels of the target nobody knows which checkpoint is best (the paper's Appendix
+G leaves it open). So every training keeps a few snapshots, and beside the last are reported, always apart:
+
+    entropy     the snapshot that is surest on the target: least mean normalised entropy of its predictions
+    agreement   the snapshot that is steadiest on the target: where a neighbouring frame shows the same point, its
+                prediction there most often agrees
+    oracle      the snapshot with the best mIoU on the validation set. It looks at labels and is no result, but shows
+                what a choice could gain
+"""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from torch import nn
+
+from vda.checkpoint import Checkpoint, load_checkpoint
+from vda.data.clip import Clip, spread
+from vda.losses import min_entropy
+from vda.models import upsample
+from vda.occlusion import needs_back, visible
+from vda.ops import warp
+from vda.progress import progress
+from vda.pseudo import image_tensor
+from vda.run import Run, checkpoints, network_of, open_checkpoint
+from vda.scoring import Scores, score, write_scores
+
+PAIRS = 40  # of neighbouring target frames, evenly spread, on which snapshots are compared
+
+
+def scored(run: Run, name: str) -> Scores:
+    """Validation scores of a finished method's last checkpoint, under "rules" those of each choice among its snapshots.
+
+    Kept beside the checkpoints, so that a resumed run reads them back.
+    """
+    folder = run.result(name)
+    last = open_checkpoint(folder)
+    path = folder / "scores.json"
+    if path.exists() and (known := json.loads(path.read_text())).get("model") == last.digest:
+        return dict(known)
+    found = [_snapshot(run, name, load_checkpoint(step)) for step in checkpoints(folder)]
+    rules = {
+        "last": found[-1],
+        "entropy": min(found, key=lambda s: s["entropy"]),
+        "agreement": max(found, key=lambda s: s["agreement"]),
+        "oracle": max(found, key=lambda s: s["miou"] or 0.0),
+    }
+    scores = found[-1] | {"rules": {rule: s | {"rule": rule} for rule, s in rules.items()}}
+    write_scores(path, scores)
+    return scores
+
+
+def _snapshot(run: Run, name: str, checkpoint: Checkpoint) -> Scores:
+    network = network_of(checkpoint, run.device)
+    label = f"score {name} at step {checkpoint.step}"
+    scores = score(network, run.validation, run.device, name=label)
+    return scores | {
+        **without_labels(run, network),
+        "model": checkpoint.digest,
+        "checkpoint": checkpoint.path.name,
+        "rule": "last",
+        "seed": run.config.seed,
+    }
+
+
+@torch.inference_mode()
+def without_labels(run: Run, network: nn.Module) -> dict[str, float]:
+    """What can be said of a network on the target without labels: "entropy" and "agreement", both 0..1."""
+    network.eval()
+    entropies, same, seen = [], 0, 0
+    for clip, i in progress(spread(run.target, PAIRS), desc="target", unit="pair"):
+        logits = [network(image_tensor(clip, j, run.device)) for j in (i, i + 1)]
+        entropies.append(float(torch.stack([min_entropy(x) for x in logits]).mean()))
+        agree, shown = _agreement(run, clip, i, logits)
+        same, seen = same + agree, seen + shown
+    count = max(1, len(entropies))
+    return {"entropy": sum(entropies) / count, "agreement": same / max(1, seen)}
+
+
+def _agreement(run: Run, clip: Clip, i: int, logits: list[torch.Tensor]) -> tuple[int, int]:
+    """Pixels of frame i whose class the next frame confirms, and pixels that the next frame shows."""
+    frames = [image_tensor(clip, j, run.device) for j in (i, i + 1)]
+    size = (frames[0].shape[-2], frames[0].shape[-1])
+    here, there = (upsample(x, size).argmax(1).to(torch.uint8) for x in logits)
+    flow = torch.from_numpy(run.flow(clip, i, i + 1))[None].to(run.device)
+    back = torch.from_numpy(run.flow(clip, i + 1, i))[None].to(run.device) if needs_back(run.config.occlusion) else None
+    shown = visible(frames[0], frames[1], flow, back, run.config.occlusion)
+    confirmed = shown & (warp(there, flow, mode="nearest") == here)
+    return int(confirmed.sum()), int(shown.sum())
