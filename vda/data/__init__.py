@@ -7,20 +7,26 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vda.data.camvid import camvid
+from vda.data.cityscapes_vps import cityscapes_vps
 from vda.data.clip import IGNORE, Clip, VideoDataset
 from vda.data.motion import motion
 from vda.data.pairs import pairs
 from vda.data.synthetic import embedded
+from vda.data.synthia_seq import synthia_seq
+from vda.data.viper import viper
 from vda.errors import UsageError
 
 # name -> function(split, root=..., size=(height, width)); `root` is None for a data set that needs none, and without
 # `size` a data set is read at a size of its own.
 DATASETS: dict[str, Callable[..., VideoDataset]] = {
     "camvid": camvid,
+    "cityscapes-vps": cityscapes_vps,
     # Clips are short and drawn many times: each keeps all its rendered frames.
     "embedded": lambda split, root, **size: embedded(split, **size, cache=64),
     "motion": motion,
     "pairs": pairs,
+    "synthia-seq": synthia_seq,
+    "viper": viper,
 }
 
 

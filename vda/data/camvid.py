@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vda.data.clip import IGNORE, FlowField, Image, LabelMap, VideoDataset
+from vda.data.frame_files import data_root
 from vda.data.labels import (
     check_label_header,
     check_same_size,
@@ -112,13 +113,7 @@ def camvid(split: str, *, root: Path | None, size: tuple[int, int] = (360, 480))
         near = difflib.get_close_matches(split, SPLITS, n=1)
         hint = f", perhaps you meant {near[0]}" if near else ""
         raise UsageError(f"camvid: wanted a split of {', '.join(SPLITS)}, found {split!r}{hint}")
-    if root is None:
-        raise UsageError("camvid: wanted the folder of the data set as its root, found none given")
-    if not root.is_dir():
-        found = "a file" if root.exists() else "nothing there"
-        raise UsageError(f"{root}: wanted the folder of CamVid, found {found}")
-    if min(size) < 1:
-        raise UsageError(f"camvid: wanted a size of at least 1 x 1, found {size[0]} x {size[1]}")
+    root = data_root("CamVid", root, size)
     index = _read_index(root / "splits.json")
     sequences, part = SPLITS[split]
     clips = [clip for sequence in sequences for clip in _clips(index, root, sequence, part, size)]

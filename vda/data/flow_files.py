@@ -3,7 +3,8 @@
 .flo    Middlebury: float32, little-endian; a component beyond 1e9 is unknown
 .png    KITTI: 16 bit, 64 steps a pixel, third channel says whether the pixel is known
 .npy    [2, H, W] or [H, W, 2]; int16 in tenths of a pixel (the "_int16_x10" files; -32768 is unknown), or floats
-.npz    the same, as its only array or the one called "flow", or the components [H, W] as "u" and "v" (VIPER)
+.npz    the same, as its only array or the one called "flow", or the components [H, W] as "u" and "v" (VIPER: half
+        precision without a mask, so there what is not finite is unknown)
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def read_flow(path: str | Path) -> FlowField:
     """The flow in a file, by its suffix.
 
     Raises UsageError, naming the file, for a missing, damaged or foreign one, and for NaN and infinities, which no
-    format means: they come from a computation that went wrong.
+    format but VIPER's means: they come from a computation that went wrong.
     """
     path = Path(path)
     reader = READERS.get(path.suffix.lower())
@@ -127,14 +128,15 @@ def _read_npz(path: Path, data: bytes) -> FlowField:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             names = archive.files
             name = "flow" if "flow" in names else names[0] if len(names) == 1 else None
-            if name is not None:
-                array = archive[name]
-            else:
-                array = np.stack([archive["u"], archive["v"]]) if {"u", "v"} <= {*names} else None
+            viper = name is None and {"u", "v"} <= {*names}
+            array = np.stack([archive["u"], archive["v"]]) if viper else archive[name] if name else None
     except Exception as error:  # zipfile and numpy raise many kinds
         raise UsageError(f"{path}: wanted a NumPy archive, cannot read it ({error})") from None
     if array is None:
         raise UsageError(f"{path}: wanted one array, flow, or u and v, found {', '.join(names) or 'none'}")
+    if viper and array.dtype.kind == "f":
+        known = np.isfinite(array).all(0)
+        return np.where(known, _from_array(path, np.where(known, array, 0)), np.float32(np.nan))
     return _from_array(path, array)
 
 

@@ -1,15 +1,16 @@
 """Reading frames and label maps from files, strictly: what is not as it should be is refused by name.
 
-Pillow instead of OpenCV throughout: OpenCV turns palette labels into colours and half a JPEG into half a
-picture, both without an error.
+Pillow instead of OpenCV: OpenCV turns palette labels into colours and half a JPEG into half a picture, both without
+an error. Except for labels of 16 bits a channel, which Pillow turns into 8-bit zeros without one.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
@@ -50,6 +51,12 @@ def check_label_header(path: Path, *, palette: bool = False) -> tuple[int, int]:
     Raises UsageError naming the file unless it is a PNG of one 8-bit grey channel, or of palette indices
     where `palette` allows them. (Pillow would stretch 1- to 4-bit grey values over 0..255 without a word.)
     """
+    kinds = ((8, 0), (8, 3)) if palette else ((8, 0),)
+    return _check_png(path, kinds, f"{'grey or palette' if palette else 'grey'} with 8 bits")
+
+
+def _check_png(path: Path, kinds: Collection[tuple[int, int]], wanted: str) -> tuple[int, int]:
+    """(height, width) of a PNG whose (bits, colour type) is one of `kinds`."""
     try:
         with path.open("rb") as file:
             head = file.read(26)
@@ -58,11 +65,9 @@ def check_label_header(path: Path, *, palette: bool = False) -> tuple[int, int]:
     if len(head) < 26 or not head.startswith(_PNG):
         raise UsageError(f"{path}: wanted a PNG label image, found another or a truncated file")
     depth, kind = head[24], head[25]
-    if depth != 8 or kind not in ((0, 3) if palette else (0,)):
-        raise UsageError(
-            f"{path}: wanted a label PNG of {'grey or palette' if palette else 'grey'} with 8 bits, "
-            f"found {depth}-bit {_PNG_KINDS.get(kind, 'unknown')}"
-        )
+    if (depth, kind) not in kinds:
+        found = f"{depth}-bit {_PNG_KINDS.get(kind, 'unknown')}"
+        raise UsageError(f"{path}: wanted a label PNG of {wanted}, found {found}")
     return int.from_bytes(head[20:24]), int.from_bytes(head[16:20])
 
 
@@ -71,6 +76,29 @@ def read_label(path: Path, *, palette: bool = False) -> LabelMap:
     check_label_header(path, palette=palette)
     with _opened(path) as file:
         return np.array(_decoded(file, path))
+
+
+def check_deep_label_header(path: Path) -> tuple[int, int]:
+    """(height, width) of a label PNG of RGB with 16 bits, from its header alone. UsageError for another file."""
+    return _check_png(path, ((16, 2),), "RGB with 16 bits")
+
+
+def read_deep_label(path: Path) -> LabelMap:
+    """[H, W] uint8 raw ids: the first channel of a label PNG of RGB with 16 bits.
+
+    Errors as `check_deep_label_header`, and for a damaged file and an id above 255.
+    """
+    check_deep_label_header(path)
+    try:
+        image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:  # a header of more pixels than OpenCV allows
+        image = None
+    if image is None:
+        raise UsageError(f"{path}: wanted a whole image, found a damaged file")
+    ids = image[..., 2]  # OpenCV's order is BGR
+    if ids.max() > 255:
+        raise UsageError(f"{path}: wanted class ids of at most 255 in the first channel, found {ids.max()}")
+    return ids.astype(np.uint8)
 
 
 def write_label(path: Path, label: LabelMap) -> None:

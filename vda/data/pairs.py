@@ -14,7 +14,7 @@ import numpy as np
 from vda.data.clip import FlowField, Image, VideoDataset
 from vda.data.flow_files import read_flow
 from vda.data.labels import check_same_size, image_size, read_image
-from vda.data.transforms import Sample, resize, resize_image
+from vda.data.transforms import resize_flow, resize_image
 from vda.errors import UsageError
 
 FLOW, IMAGES = "_flow.flo", (".png", ".ppm", ".jpg")
@@ -50,12 +50,7 @@ class PairClip:
             return None
         flow, own = read_flow(self.flow), self._own_size()
         check_same_size((flow.shape[1], flow.shape[2]), own, self.flow, self.images[0])
-        if self.size is None:
-            return flow
-        pair = Sample(np.zeros((2, *own, 3), np.uint8), flows=np.stack([flow, flow])[None])
-        resized = resize(pair, self.size).flows
-        assert resized is not None
-        return resized[0, 0]
+        return flow if self.size is None else resize_flow(flow, self.size)
 
     def _own_size(self) -> tuple[int, int]:
         """Height and width of both images' files."""

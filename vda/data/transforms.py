@@ -123,10 +123,8 @@ def resize(sample: Sample, size: tuple[int, int]) -> Sample:
         return sample
     flows = None
     if sample.flows is not None:
-        maps = sample.flows.reshape(-1, H, W)
-        flows = np.stack([_resize(m, size, cv2.INTER_LINEAR) for m in maps])
-        flows = flows.reshape(*sample.flows.shape[:-2], *size)
-        flows *= np.array([size[1] / W, size[0] / H], np.float32).reshape(2, 1, 1)
+        maps = sample.flows.reshape(-1, 2, H, W)
+        flows = np.stack([resize_flow(m, size) for m in maps]).reshape(*sample.flows.shape[:-2], *size)
     labels = sample.labels
     return Sample(
         frames=np.stack([resize_image(f, size) for f in sample.frames]),
@@ -145,6 +143,15 @@ def resize_label(label: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.
     """[H, W] at `size` (height, width) by the nearest pixel centre; plain INTER_NEAREST is off by up to half
     a pixel."""
     return _resize(label, size, cv2.INTER_NEAREST_EXACT)
+
+
+def resize_flow(flow: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """[2, H, W] at `size` (height, width), bilinear, in pixels of the new size."""
+    H, W = flow.shape[1:]
+    if size == (H, W):
+        return flow
+    factors = np.array([size[1] / W, size[0] / H], np.float32).reshape(2, 1, 1)
+    return np.stack([_resize(component, size, cv2.INTER_LINEAR) for component in flow]) * factors
 
 
 def _resize(array: A, size: tuple[int, int], how: int) -> A:
