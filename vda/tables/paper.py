@@ -140,7 +140,7 @@ _VIDEOGAN_ROWS = (
 # Table 3. Ticks: Dice Single, Dice Tube, Adv. Img., Adv. Vid.
 _VAT_ROWS = (
     Row("(1)", "source-only", miou=34.02, vpq=21.17, ticks=(False, False, False, False)),
-    Row("(2)", "iat", miou=43.95, vpq=29.78, ticks=(False, False, True, False)),
+    Row("(2)", "image-adversarial", miou=43.95, vpq=29.78, ticks=(False, False, True, False)),
     # The text calls (3) an image-level degradation of the tube loss; its tick under Vid. is taken as printed.
     Row("(3)", "vat-frame-dice", miou=44.03, vpq=29.51, ticks=(True, False, False, True)),
     Row("(4)", "vat-image", miou=44.75, vpq=30.27, ticks=(False, True, True, False)),
@@ -160,7 +160,7 @@ _VST_ROWS = (
 
 # Table 5. VST from the models of Table 3.
 _INITIAL_ROWS = (
-    Row("(2)", "vst-from-iat", "Ours", miou=48.58, vpq=33.95),
+    Row("(2)", "vst-from-image-adversarial", "Ours", miou=48.58, vpq=33.95),
     Row("(3)", "vst-from-frame-dice", "Ours", miou=50.18, vpq=34.83),
     Row("(4)", "vst-from-image", "Ours", miou=50.70, vpq=35.66),
     Row("Ours", "ours", "Ours", miou=51.90, vpq=36.43),
