@@ -79,7 +79,7 @@ class Flow:
 class Network:
     """The per-frame segmentation network."""
 
-    name: Literal["deeplab-resnet50", "deeplab-resnet18"] = "deeplab-resnet50"
+    name: Literal["deeplab-resnet50", "deeplab-resnet18", "pspnet-resnet50", "pspnet-resnet18"] = "deeplab-resnet50"
     """DeepLab-v2 (four ASPP branches, output stride 8) on this backbone."""
     width: int = 64
     """Channels of the stem; 64 is the published width, less is for small CPU runs."""
