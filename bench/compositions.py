@@ -193,3 +193,26 @@ def consensus_of_predictions(
     """`consensus` of two predictions whose thresholds have yet to be applied."""
     label = apply_thresholds(label, confidence, theta)
     return consensus(label, apply_thresholds(reference, reference_confidence, theta), flow, mode)
+
+
+# ---- spectral transfer ----
+
+
+def transfer_spectrum(source: Tensor, target: Tensor, b: int) -> Tensor:
+    """FDA: [B, C, H, W] x2; all of both spectra, the amplitudes of frequencies -b..b exchanged, real part."""
+    own, wanted = torch.fft.fft2(source), torch.fft.fft2(target)
+    amplitude, phase, style = own.abs(), own.angle(), wanted.abs()
+    H, W = source.shape[-2:]
+    for rows in (slice(0, b + 1), slice(H - b, H)):
+        for columns in (slice(0, b + 1), slice(W - b, W)):
+            amplitude[..., rows, columns] = style[..., rows, columns]
+    return torch.fft.ifft2(torch.polar(amplitude, phase)).real
+
+
+def transfer_spectrum_half(source: Tensor, target: Tensor, b: int) -> Tensor:
+    """The same on the half of a real image's spectrum that determines the other."""
+    own, wanted = torch.fft.rfft2(source), torch.fft.rfft2(target)
+    amplitude, phase, style = own.abs(), own.angle(), wanted.abs()
+    for rows in (slice(0, b + 1), slice(own.shape[-2] - b, None)):
+        amplitude[..., rows, : b + 1] = style[..., rows, : b + 1]
+    return torch.fft.irfft2(torch.polar(amplitude, phase), s=source.shape[-2:])

@@ -113,6 +113,11 @@ def flow_network(build: Callable[[], Estimator], H: int, W: int, kind: str = "fl
     return _matmul(counter.get_total_flops() + volume.flop, values, kind)
 
 
+def transfer_spectrum(C: int, H: int, W: int) -> Work:
+    """Two images in, one out; how many operations depends on how the transforms are factored."""
+    return Work(0, 12 * C * H * W)
+
+
 def dis(H: int, W: int) -> Work:
     """Two RGB images of bytes in, flow out; how much is searched depends on the images."""
     return Work(0, H * W * (6 + 8))

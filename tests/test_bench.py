@@ -40,9 +40,10 @@ def test_every_row_agrees_with_ours(checked: list[dict[str, Any]]) -> None:
     for row in checked:
         assert row["note"] == table.AGREES or "is not installed" in row["note"] or "does not load" in row["note"], row
     found = Counter(row["row"] for row in checked if row["note"] == table.AGREES)
-    assert (found["ours"], found["torch"]) == (18, 16)
+    assert (found["ours"], found["torch"]) == (21, 19)
     assert found["cv2.remap"] == found["OpenCV"] == found["banded bmm"] == 3
     assert found["torch.kthvalue"] == 2
+    assert found["torch.rfft2"] == 3
     assert found["two calls"] == 1
 
 
@@ -129,6 +130,7 @@ def test_bytes_are_those_of_inputs_and_outputs() -> None:
     assert work.aggregate(K, J, H, W).nbytes == nbytes(*probs, *flows, *frames, probs[0])
     logits = [torch.zeros(K, 1, 2)] * (J + 1)
     assert work.aggregate_labels(K, J, 1, 2, H, W).nbytes == nbytes(*logits, *flows, *frames, label, half)
+    assert work.transfer_spectrum(3, H, W).nbytes == nbytes(image, image, image)
     assert work.dis(H, W).nbytes == nbytes(label, label, label, label, label, label, flow)
     assert work.cached_flow(H, W).nbytes == nbytes(flow.half(), flow)
     features, volume = torch.zeros(7, H, W), torch.zeros(441, H, W)
@@ -284,5 +286,6 @@ def test_rows_of_a_gpu_are_listed_without_one(tmp_path: Path) -> None:
     assert {(r["op"], r["shape"], r["kind"]) for r in ops if r["row"] == "naive"} == {
         (r["op"], r["shape"], r["kind"]) for r in ops
     }
-    assert {r["op"] for r in rows if r not in ops} == {"FlowNet2-C", "FlowNet2-C both", "FlowNet2"}  # no row of a CPU
+    others = {"FlowNet2-C", "FlowNet2-C both", "FlowNet2", "transfer_spectrum"}
+    assert {r["op"] for r in rows if r not in ops} == others  # no row of a CPU
     assert ("correlation", "256×128×256", "float16") in {(r["op"], r["shape"], r["kind"]) for r in rows}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vda.errors import UsageError
 from vda.losses import discriminator_loss, generator_loss
-from vda.models import NETWORKS, ImageDiscriminator, SequenceDiscriminator, build_network, frozen, upsample
+from vda.models import ASPP, NETWORKS, ImageDiscriminator, SequenceDiscriminator, build_network, frozen, upsample
 from vda.models.resnet import Bottleneck, ResNet, resnet18, resnet50
 
 
@@ -84,6 +84,42 @@ def test_dilated_network_holds_the_strided_one(make, variant) -> None:
 def test_output_stride_is_eight(name, H, W) -> None:
     network = build_network(name, 7, width=4).eval()
     assert network(torch.rand(2, 3, H, W)).shape == (2, 7, ceil_div(H, 8), ceil_div(W, 8))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_features_are_what_layer3_and_layer4_put_out(name) -> None:
+    network = build_network(name, 7, width=4).eval()
+    seen = {}
+    for layer in ("layer3", "layer4"):
+        getattr(network.body, layer).register_forward_hook(lambda _m, _x, y, layer=layer: seen.update({layer: y}))
+    images = torch.rand(2, 3, 65, 97)
+    third, fourth = network.features(images)
+    assert third is seen["layer3"]
+    assert fourth is seen["layer4"]
+    assert third.shape == (2, network.body.layer3_channels, 9, 13)
+    assert fourth.shape == (2, network.body.channels, 9, 13)
+    assert torch.equal(network.head(fourth), network(images))
+    assert network.body.layer3_channels == {"18": 4 * 4, "50": 16 * 4}[name[-2:]]  # of width 64 in ResNet-50: 1024
+
+
+def test_an_auxiliary_head_teaches_what_lies_below_it() -> None:
+    network = build_network("deeplab-resnet18", 3, width=4)
+    auxiliary = ASPP(network.body.layer3_channels, 3)
+    auxiliary(network.features(torch.rand(1, 3, 48, 48))[0]).sum().backward()
+    assert auxiliary.branches[0].weight.grad.any()
+    assert network.body.conv1.weight.grad.any()
+    assert network.body.layer3[1].conv2.weight.grad.any()
+    assert all(p.grad is None for p in network.body.layer4.parameters())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_config_builds_the_network_again(name) -> None:
+    network = with_statistics(build_network(name, 7, width=4, batch_norm="affine_frozen"))
+    twin = build_network(**network.config)
+    assert twin.batch_norm == "affine_frozen"
+    twin.load_state_dict(network.state_dict())
+    images = torch.rand(1, 3, 41, 50)
+    assert torch.equal(twin.eval()(images), network.eval()(images))
 
 
 def test_sizes_of_both_variants() -> None:

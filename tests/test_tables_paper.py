@@ -124,9 +124,9 @@ def test_every_row_has_its_recipe() -> None:
     recipes = {row.recipe for number, table in TABLES.items() for row in table.rows if number != "7"}
     assert recipes == {
         *("source-only", "adaptsegnet", "advent", "cbst", "crst", "ccm", "fda", "intrada", "cbst-star", "crst-star"),
-        *("iast", "ours", "oracle", "iat", "vat-frame-dice", "vat-image", "vat"),
+        *("iast", "ours", "oracle", "image-adversarial", "vat-frame-dice", "vat-image", "vat"),
         *("vst-class-balanced", "vst-instance-adaptive", "vst-clip-adaptive", "vst-aggregated", "vst-regularised"),
-        *("vst-from-iat", "vst-from-frame-dice", "vst-from-image", "vst-fill-in"),
+        *("vst-from-image-adversarial", "vst-from-frame-dice", "vst-from-image", "vst-fill-in"),
         *("pspnet-source-only", "pspnet-videogan", "pspnet-ours", ""),
     }
     assert [row.label for row in TABLES["12"].rows if not row.recipe] == ["Source-only"]

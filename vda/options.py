@@ -68,8 +68,8 @@ class Flow:
 class Network:
     """The per-frame segmentation network."""
 
-    name: Literal["deeplab-resnet50", "deeplab-resnet18"] = "deeplab-resnet50"
-    """DeepLab-v2 (four ASPP branches, output stride 8) on this backbone."""
+    name: Literal["deeplab-resnet50", "deeplab-resnet18", "pspnet-resnet50", "pspnet-resnet18"] = "deeplab-resnet50"
+    """DeepLab-v2 (four ASPP branches) or PSPNet on this backbone, output stride 8."""
     width: int = 64
     """Channels of the stem; 64 is the published width, less is for small CPU runs."""
     weights: Path | None = None

@@ -51,7 +51,7 @@ class AdaptSegNet(Method):
         self.discriminator_optimiser = settings.discriminator_optimiser
         self.discriminators["main"] = ImageDiscriminator(num_classes, settings.discriminator_width)
         if settings.multi_level:
-            self.auxiliary["aux"] = ASPP(network.middle_channels, num_classes)  # type: ignore[arg-type]
+            self.auxiliary["aux"] = ASPP(network.body.layer3_channels, num_classes)
             self.discriminators["aux"] = ImageDiscriminator(num_classes, settings.discriminator_width)
 
     def losses(self, source: Batch, target: Batch) -> Iterator[Losses]:
@@ -75,8 +75,8 @@ class AdaptSegNet(Method):
         size = (images.shape[-2], images.shape[-1])
         if not self.auxiliary:
             return [upsample(self.network(images), size)]
-        middle, logits = self.network.levels(images)  # type: ignore[operator]
-        return [upsample(logits, size), upsample(self.auxiliary["aux"](middle), size)]
+        layer3, layer4 = self.network.features(images)
+        return [upsample(self.network.head(layer4), size), upsample(self.auxiliary["aux"](layer3), size)]
 
     @classmethod
     def rounds(cls, run: Run, settings: Any, folder: Path) -> Iterator[Round]:

@@ -199,7 +199,7 @@ class ResNet(nn.Module):
             )
             for i, depth in enumerate(depths)
         )
-        self.channels = channels[-1]
+        self.channels, self.layer3_channels = channels[-1], channels[-2]
         self.register_buffer("caffe", torch.tensor(False))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -224,9 +224,14 @@ class ResNet(nn.Module):
                 assert isinstance(block, _Block)
                 block.place(variant, max(dilation // 2, 1) if j == 0 else dilation, dilation)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def levels(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The maps of layer3, [N, layer3_channels, about H/8, about W/8], and of layer4, [N, channels, the same]."""
         x = self.maxpool(F.relu(self.bn1(self.conv1(images)), inplace=True))
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        third = self.layer3(self.layer2(self.layer1(x)))
+        return third, self.layer4(third)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.levels(images)[1]
 
 
 def resnet18(width: int = 64, variant: Variant = "torchvision") -> ResNet:
