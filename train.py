@@ -37,6 +37,7 @@ from vda.progress import progress
 from vda.report import score_table
 from vda.run import FINISHED, Run
 from vda.scoring import write_scores
+from vda.tables import command as tables
 
 KEEP_CHECKPOINTS = 2  # besides the snapshots
 MODULES = ("network", "discriminators", "auxiliary")  # of a method, in its checkpoints
@@ -223,7 +224,8 @@ class StopSignal:
 def train(argv: Sequence[str]) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # outside the loop, as Ctrl-C
     if argv[:1] == ["table"]:
-        return tables.main(argv[1:], train_method)
+        tables.main(argv[1:], train_method)
+        return
     config = parse(argv, __doc__ or "")
     folder = choose_folder(config)
     run = Run(config, folder)  # opens and checks everything before anything is written

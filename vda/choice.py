@@ -1,7 +1,7 @@
 """Which checkpoint counts: the last one (the headline), one chosen without labels, and for comparison the best one.
 
-Adversarial training swings, and without labels of the target nobody knows which checkpoint is best (the paper's Appendix
-G leaves it open). So every training keeps a few snapshots, and beside the last are reported, always apart:
+Adversarial training swings, and without labels of the target nobody knows which checkpoint is best (the paper's
+Appendix G leaves it open). So every training keeps a few snapshots, and beside the last are reported, always apart:
 
     entropy     the snapshot that is surest on the target: least mean normalised entropy of its predictions
     agreement   the snapshot that is steadiest on the target: where a neighbouring frame shows the same point, its

@@ -1,7 +1,7 @@
 """One run: every setting of it, typed, from the command line or YAML.
 
-Both end in these dataclasses, so there is one list of settings: those that parts share lie in `vda/options.py`, those of
-a method beside the method. A recipe (`vda/recipes.py`) is a difference from the defaults.
+Both end in these dataclasses, so there is one list of settings: those that parts share lie in `vda/options.py`, those
+of a method beside the method. A recipe (`vda/recipes.py`) is a difference from the defaults.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ class Config:
     """Name of the run's folder under runs/."""
     methods: Annotated[dict[str, Any], tyro.conf.arg(name="")] = field(default_factory=dict)
     only: tuple[str, ...] = ()
-    """Which of the methods to train, in this order; all where not given. The others must lie in the run folder where one
-    starts from them."""
+    """Which of the methods to train, in this order; all where not given. What they start from lies in the run folder."""
     out: Path | None = None
     """Run folder; runs/RECIPE-N with the next free N where not given."""
     resume: bool = False

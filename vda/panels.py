@@ -18,12 +18,12 @@ from vda.data.tubes import Batch
 from vda.flow.providers import both_ways, provider
 from vda.methods.flow import FLOW_WEIGHTS
 from vda.methods.vst import refine
-from vda.metrics import ConfusionMatrix
 from vda.models import upsample
 from vda.occlusion import visible
 from vda.ops import warp_occlusion
 from vda.options import Flow, Occlusion
 from vda.pictures import error_image, visible_image
+from vda.proportion import pseudo_scores
 from vda.pseudo import PseudoLabels, read_labels
 from vda.report import Panel, colour_label, flow_image, overlay, write_report
 from vda.run import Run
@@ -151,19 +151,3 @@ def write_run_report(run: Run, scores: dict[str, Any]) -> Path:
         pseudo=coverage,
     )
     return path
-
-
-def pseudo_scores(target: VideoDataset, labels: PseudoLabels) -> dict[str, Any]:
-    """Coverage and, where the target happens to have labels, accuracy of the pseudo labels. For the report alone."""
-    matrix = ConfusionMatrix(target.num_classes)
-    for clip in target.clips:
-        for i in range(len(clip)):
-            truth = clip.label(i)
-            if truth is not None:
-                matrix.update(labels(clip, i), truth)
-    return {
-        "coverage": matrix.coverage().tolist(),
-        "iou": matrix.iou(covered_only=True).tolist(),
-        "miou": matrix.miou(covered_only=True),
-        "total_coverage": labels.coverage,
-    }

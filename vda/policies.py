@@ -1,8 +1,9 @@
 """Which predictions become labels: one policy for each way that the methods have.
 
 A policy sees one clip after another and thresholds theta [K] that go from clip to clip. Those of a `set_wide` policy
-come from a first pass over the whole set (vda/pseudo.py) and stay. A `relative` policy also sees max_k P_k / theta_k and
-the class that attains it, which need not be the most likely one. A new policy is one function and one line in POLICIES.
+come from a first pass over the whole set (vda/pseudo.py) and stay. A `relative` policy also sees max_k P_k / theta_k
+and the class that attains it, which need not be the most likely one. A new policy is one function and one line in
+POLICIES.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ def instance_adaptive(clip: Confident, theta: Tensor, settings: Pseudo) -> tuple
 
 def class_balanced(clip: Confident, theta: Tensor, settings: Pseudo) -> tuple[Tensor, Tensor]:
     """CBST: argmax of P / theta, where that is at least 1."""
-    assert clip.relative_label is not None and clip.ratio is not None
+    assert clip.relative_label is not None
+    assert clip.ratio is not None
     return torch.where(clip.ratio >= 1, clip.relative_label, IGNORE), theta
 
 

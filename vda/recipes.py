@@ -26,8 +26,7 @@ from vda.methods.iat import IATSettings
 from vda.methods.intrada import IntraDASettings
 from vda.methods.supervised import SupervisedSettings
 from vda.methods.vat import VATSettings
-
-VideoGANSettings = SupervisedSettings
+from vda.methods.videogan import VideoGANSettings
 from vda.methods.vst import VSTSettings
 from vda.options import Data, Flow, Network, Optimiser, Pseudo
 
@@ -41,12 +40,12 @@ class Scenario:
 
     help: str
     base: Config
-    supervised: Optimiser
-    """Source-only and oracle; FDA and VideoGAN, whose networks learn from labelled source, in all their trainings."""
-    adversarial: Optimiser
+    supervised: Optimiser = Optimiser()
+    """Source-only and oracle, and VideoGAN's segmentation network."""
+    adversarial: Optimiser = Optimiser()
     """AdaptSegNet, ADVENT, MinEnt, IAT, VAT, IntraDA."""
-    self_training: Optimiser
-    """CBST, CRST, CCM, IAST, VST: all rounds together."""
+    self_training: Optimiser = Optimiser(iterations=10_000, batch=4, name="adam", lr=3e-6, schedule="cosine")
+    """CBST, CRST, CCM, FDA (each network), IAST, VST: all rounds together."""
     recipe: str = "ours"
     """What `python train.py SCENARIO` runs."""
     fixed: dict[str, Any] = field(default_factory=dict)
@@ -55,7 +54,7 @@ class Scenario:
     """Settings of pseudo labels that every method gets here."""
 
     def of(self, settings: type[Any], optimiser: Optimiser, **changes: Any) -> Any:
-        """Settings of a method: its defaults, the row's changes, then the budget and what the scenario fixes for all."""
+        """Settings of a method: its defaults, the row's changes, then the budget and what the scenario fixes."""
         fixed = {k: v for k, v in self.fixed.items() if k in settings.__dataclass_fields__}
         made = settings(**{"optimiser": optimiser, **changes, **fixed})
         return replace(made, pseudo=replace(made.pseudo, **self.pseudo)) if hasattr(made, "pseudo") else made
@@ -139,16 +138,20 @@ RECIPES: dict[str, Recipe] = {
     ),
     "adaptsegnet-ls": Recipe(
         "Its later variant: least squares, one level.",
-        _adversarial("adaptsegnet", AdaptSegNetSettings, multi_level=False, gan="least_squares", lambda_adv=0.01),
+        _adversarial(
+            "adaptsegnet", AdaptSegNetSettings, multi_level=False, gan="least_squares", lambda_adv=0.01
+        ),
     ),
-    "advent": Recipe("Adversarial alignment of entropy maps (Vu et al.).", _adversarial("advent", AdventSettings)),
+    "advent": Recipe(
+        "Adversarial alignment of entropy maps (Vu et al.).", _adversarial("advent", AdventSettings)
+    ),
     "minent": Recipe("Entropy minimisation (Vu et al.).", _adversarial("minent", MinEntSettings)),
     "iat": Recipe("The image adversarial model that IAST, CBST* and CRST* start from.", _iat),
     "cbst": Recipe("Class-balanced self-training (Zou et al. 2018).", _rounds("cbst", CBSTSettings, _source_only)),
-    "crst": Recipe(
-        "Confidence-regularised self-training (Zou et al. 2019).", _rounds("crst", CRSTSettings, _source_only)
+    "crst": Recipe("Confidence-regularised self-training (Zou et al. 2019).", _rounds("crst", CRSTSettings, _source_only)),
+    "crst-lrent": Recipe(
+        "CRST with soft labels.", _rounds("crst", CRSTSettings, _source_only, regulariser="lrent")
     ),
-    "crst-lrent": Recipe("CRST with soft labels.", _rounds("crst", CRSTSettings, _source_only, regulariser="lrent")),
     "ccm": Recipe("Content-consistent matching (Li et al.).", _rounds("ccm", CCMSettings, _source_only)),
     "fda": Recipe("Fourier domain adaptation (Yang and Soatto).", _rounds("fda", FDASettings, _source_only)),
     "intrada": Recipe("ADVENT, then from easy to hard target (Pan et al.).", _intrada),
@@ -202,12 +205,6 @@ _embedded = Scenario(
     pseudo={"alpha": 0.5, "gamma": 0.0},
 )
 
-_published = {
-    "supervised": Optimiser(),
-    "adversarial": Optimiser(),
-    "self_training": Optimiser(iterations=10_000, batch=4, name="adam", lr=3e-6, schedule="cosine"),
-}
-
 SCENARIOS: dict[str, Scenario] = {
     "embedded": _embedded,
     "camvid": Scenario(
@@ -215,19 +212,20 @@ SCENARIOS: dict[str, Scenario] = {
         base=Config(
             data=Data(source="camvid/sunny", target="camvid/dusk-train", validation="camvid/dusk-val", size=(360, 480))
         ),
-        **_published,
     ),
     "viper-cityscapes-vps": Scenario(
         help="VIPER to Cityscapes-VPS (Tables 1 to 7): needs both roots and --network.weights.",
-        base=Config(data=Data(source="viper/day", target="cityscapes-vps/train", validation="cityscapes-vps/val")),
-        **_published,
+        base=Config(
+            data=Data(source="viper/day", target="cityscapes-vps/train", validation="cityscapes-vps/val")
+        ),
     ),
     "synthia-cityscapes-vps": Scenario(
         help="SYNTHIA-Seq to Cityscapes-VPS (Tables 10 and 11): needs both roots and --network.weights.",
         base=Config(
-            data=Data(source="synthia-seq/train", target="cityscapes-vps/train", validation="cityscapes-vps/val")
+            data=Data(
+                source="synthia-seq/train", target="cityscapes-vps/train", validation="cityscapes-vps/val"
+            )
         ),
-        **_published,
     ),
     # Flow from textured layers and drives, both made on the spot: no file is needed.
     "flow": Scenario(
@@ -238,7 +236,6 @@ SCENARIOS: dict[str, Scenario] = {
             data=Data(source="motion/train", target="motion/train", validation="motion/val", size=(256, 448)),
             augment=Augment(flip=0.5, jitter=0.5, brightness=0.2, contrast=0.2, noise=4.0),
         ),
-        **_published,
     ),
 }
 
@@ -259,6 +256,6 @@ def recipe(name: str, scenario: str) -> Config:
         return replace(base, recipe="flow")
     network = base.network
     if row.pspnet:
-        network = replace(network, name=network.name.replace("deeplab", "pspnet"))
+        network = replace(network, name="pspnet-resnet18" if "18" in network.name else "pspnet-resnet50")
     label = scenario if name == SCENARIOS[scenario].recipe else f"{scenario}-{name}"
     return replace(base, recipe=label, network=network, methods=row.methods(SCENARIOS[scenario]))

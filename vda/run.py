@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -32,6 +33,12 @@ from vda.options import Pseudo
 FINISHED = "finished.json"
 
 
+@lru_cache(maxsize=8)
+def _open(name: str, root: Path | None, size: tuple[int, int]) -> VideoDataset:
+    """Opened once for all runs of a process: the rows of a table share their data, and what it keeps in memory."""
+    return open_dataset(name, root, size)
+
+
 class Run:
     """One run folder, with the data, networks and checkpoints of its methods."""
 
@@ -42,9 +49,9 @@ class Run:
         self.device = choose_device(config.device)
         data = config.data
         target_root = data.target_root or data.source_root
-        self.source = open_dataset(data.source, data.source_root, data.size)
-        self.target = open_dataset(data.target, target_root, data.size)
-        self.validation = open_dataset(data.validation, target_root, data.size)
+        self.source = _open(data.source, data.source_root, data.size)
+        self.target = _open(data.target, target_root, data.size)
+        self.validation = _open(data.validation, target_root, data.size)
         if not self.source.classes == self.target.classes == self.validation.classes:
             raise UsageError(f"data sets {data.source}, {data.target} and {data.validation}: wanted one class list")
         self.flow = self._flow()
@@ -193,7 +200,7 @@ class Run:
 
 
 def result_of(folder: Path) -> Path:
-    """The folder of a method's result: the one that `finished.json` names where there is one, else the folder itself."""
+    """The folder of a method's result: the one that `finished.json` names, the folder itself where there is none."""
     try:
         return folder / str(json.loads((folder / FINISHED).read_text())["result"])
     except FileNotFoundError:

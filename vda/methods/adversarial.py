@@ -46,7 +46,7 @@ class Contest:
 
 
 def contest(levels: Mapping[str, Contest], gan: Gan) -> Iterator[Losses]:
-    """The two groups of an adversarial step: the network tries to pass target for source, then the discriminators learn.
+    """The two groups of an adversarial step: the network tries to pass target for source, then discriminators learn.
 
     The network's gradient comes first, with the discriminators frozen; they learn from the same maps, detached. level
     names end up in the names of the losses ("adv", "disc" for the level "").

@@ -1,13 +1,13 @@
 """CRST: confidence-regularised self-training (Zou et al., ICCV 2019, arXiv 1908.09822). CBST with a regulariser.
 
     MRKLD: L = CE + lambda mean over the labelled target pixels of -(1/K) sum_k log P_k
-    LRENT: soft labels y_k = (P_k / theta_k)^(1/a) / sum_j (P_j / theta_j)^(1/a) of the network that labelled the target;
+    LRENT: soft labels y_k = (P_k / theta_k)^(1/a) / sum_j (P_j / theta_j)^(1/a), P of the network that labelled;
            kept where sum_k [-y_k log P_k + a y_k log y_k] < sum_k -y_k log theta_k;  L = mean of -sum_k y_k log P_k
 
-MRKLD is the default, the stronger one in the paper. Its published weight is 0.1, but the published code multiplies by it
-twice; the authors kept what worked, so the default here is the effective 0.01. LRENT takes its soft labels from a frozen
-copy of the labelling network instead of from probability maps on disk (8 MB a frame at 512 x 1024): a third more time
-for a step.
+MRKLD is the default, the stronger one in the paper. Its published weight is 0.1, but the published code multiplies by
+it twice; the authors kept what worked, so the default here is the effective 0.01. LRENT takes its soft labels from a
+frozen copy of the labelling network instead of from probability maps on disk (31 MB a frame at 512 x 1024 with 15
+classes), at the price of one more forward pass a step.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class CRST(CBST):
 
     settings_type = CRSTSettings
     settings: CRSTSettings
+    theta: Tensor
 
     def __init__(self, network: nn.Module, settings: CRSTSettings, theta: Tensor) -> None:
         super().__init__(network, settings)

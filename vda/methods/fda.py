@@ -7,9 +7,9 @@ target for three more.
     round 1: L = CE(FDA(x_s), y_s) + 0.005 robust entropy(P_t)
     later:   L = CE(FDA(x_s), y_s) + CE(P_t, y^_t) + 0.005 robust entropy(P_t)
 
-A pixel is labelled in the surest 34 % of its class, or from a confidence of 0.9 on: the published code; the paper's text
-says 66 %. The result is the last network, since every method here ends in one; docs/results.md gives the mean of the
-three beside it. The published window is a pixel off centre and leaves an imaginary part; here it is symmetric.
+A pixel is labelled in the surest 34 % of its class, or from a confidence of 0.9 on: the published code; the paper's
+text says 66 %. The result is the last network, since every method here ends in one. The published window is a pixel off
+centre and leaves an imaginary part; here it is symmetric.
 """
 
 from __future__ import annotations

@@ -5,9 +5,8 @@ adversarial model IAT with alpha = 0.2, 0.25, 0.3.
 
     L = CE(P_t, y^_t) + 3.0 entropy(P_t, unlabelled) + 0.1 KLD(P_t, labelled)
 
-Eq. 5 has a source term; every published configuration gives it the weight 0, and so does the default. The published code
-labels a later round with the checkpoint after the first of two epochs, chosen on the target's labels; here the last one
-labels.
+Eq. 5 has a source term; every published configuration gives it the weight 0, and so does the default. The published
+code labels a later round with the checkpoint after the first of two epochs; here the last one labels.
 """
 
 from __future__ import annotations

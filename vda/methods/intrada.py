@@ -1,7 +1,7 @@
 """IntraDA: the gap inside the target (Pan et al., CVPR 2020, arXiv 2004.07703).
 
-After ADVENT, the target is ranked by the mean entropy of its predictions. The surer two thirds, with the network's plain
-predictions as labels, become the source, the rest the target, of a second round of ADVENT.
+After ADVENT, the target is ranked by the mean entropy of its predictions. The surer two thirds, with the network's
+plain predictions as labels, become the source, the rest the target, of a second round of ADVENT.
 
     L(G) = ADVENT(easy with argmax labels -> hard); the labelled source is not seen again
 

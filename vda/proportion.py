@@ -1,0 +1,66 @@
+"""Pseudo labels at a given proportion, so that policies can be compared (Table 7): alpha is bisected until they cover it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vda.checkpoint import atomic_write
+from vda.data import VideoDataset
+from vda.metrics import ConfusionMatrix
+from vda.options import Pseudo
+from vda.pseudo import PseudoLabels
+from vda.run import Run
+
+TOLERANCE = 0.002
+STEPS = 12
+
+
+def pseudo_scores(target: VideoDataset, labels: PseudoLabels) -> dict[str, Any]:
+    """Coverage and, where the target happens to have labels, accuracy of the pseudo labels. For reports alone."""
+    matrix, frames = ConfusionMatrix(target.num_classes), 0
+    for clip in target.clips:
+        for i in range(len(clip)):
+            truth = clip.label(i)
+            if truth is not None:
+                matrix.update(labels(clip, i), truth)
+                frames += 1
+    return {
+        "coverage": matrix.coverage().tolist(),
+        "iou": matrix.iou(covered_only=True).tolist(),
+        "miou": matrix.miou(covered_only=True),
+        "total_coverage": labels.coverage,
+        "frames": frames,
+    }
+
+
+def at_proportion(run: Run, model: Path, settings: Pseudo, proportion: float, folder: Path) -> dict[str, Any]:
+    """P-mIoU of the labels that a policy gives to `proportion` of the target's pixels; kept in `folder`.
+
+    Returns "p_miou" and the "proportion" and "alpha" reached, which is the nearest of STEPS bisections where ties of
+    saturated confidences leave a gap; and what stands beside a score.
+    """
+    path = folder / "p-miou.json"
+    if path.exists():
+        return dict(json.loads(path.read_text()))
+    low, high = 0.0, 1.0
+    best: dict[str, Any] = {}
+    for _ in range(STEPS):
+        alpha = (low + high) / 2
+        labels = run.pseudo_labels(folder / f"alpha-{alpha:.6f}", [model], replace(settings, alpha=alpha))
+        reached = labels.coverage
+        if not best or abs(reached - proportion) < abs(best["proportion"] - proportion):
+            grade = pseudo_scores(run.target, labels)
+            best = {"p_miou": grade["miou"], "proportion": reached, "alpha": alpha, "frames": grade["frames"]}
+        if abs(reached - proportion) <= TOLERANCE:
+            break
+        low, high = (alpha, high) if reached < proportion else (low, alpha)
+    for trial in folder.glob("alpha-*"):
+        shutil.rmtree(trial)
+    best |= {"dataset": run.target.name, "classes": list(run.target.classes), "size": list(run.target.size)}
+    best["rule"] = "last"
+    atomic_write(path, (json.dumps(best) + "\n").encode())
+    return best
