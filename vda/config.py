@@ -177,7 +177,8 @@ class Pseudo:
     gamma: float = 8.0
     """Exponent that gives unsure classes fewer labels."""
     rule: Literal["paper", "iast"] = "paper"
-    """Order statistic: element number of Eq. 11 and strict >, or IAST's percentile and >=."""
+    """Order statistic: element number of Eq. 11 and strict >, or IAST's percentile and >=. Without effect on the
+    class-balanced policy, as beta, gamma and theta_init: it has CBST's own."""
 
     def __post_init__(self) -> None:
         _wanted(0 < self.theta_init < 1, "pseudo.theta_init", "between 0 and 1", self.theta_init)

@@ -117,7 +117,7 @@ def instance_adaptive(clip: Confident, theta: Tensor, settings: Pseudo) -> tuple
 
 
 def class_balanced(clip: Confident, theta: Tensor, settings: Pseudo) -> tuple[Tensor, Tensor]:
-    """CBST: predictions come already divided by the thresholds of the whole set, so 1 is the bar for every class."""
+    """CBST: predictions come divided by the thresholds of the whole set, so 1 is the bar for every class; 1 passes."""
     return torch.ones(len(clip.label), len(theta)), theta
 
 
@@ -142,20 +142,20 @@ def _updated(confidence: Tensor, label: Tensor, theta: Tensor, settings: Pseudo)
 
 
 def portion_thresholds(generator: Generator, dataset: VideoDataset) -> Tensor:
-    """CBST's thresholds [K]: per class, the confidence that the portion alpha of its pixels in the whole set reaches.
+    """CBST's thresholds [K] (Zou et al., ECCV 2018): the last of the floor(alpha n) highest confidences of each class.
 
-    A class without a pixel gets 1, which no probability exceeds.
+    n counts the pixels of the class in the whole set. Where floor(alpha n) is 0 the threshold is 1, which only
+    certainty reaches.
     """
     K = dataset.num_classes
     # beta = gamma = 0: no momentum, and the same portion for every class, so finish() is the plain order statistic.
     thresholds = ClassThresholds(
-        K, alpha=generator.settings.alpha, beta=0.0, gamma=0.0, rule="paper", device=generator.device
+        K, alpha=generator.settings.alpha, beta=0.0, gamma=0.0, rule="portion", device=generator.device
     )
     for clip in progress(dataset.clips, desc="class-balanced thresholds", unit="clip"):
         found = confident(generator, clip)
         thresholds.update(found.confidence, found.label)
-    theta = thresholds.finish(torch.ones(K, device=generator.device))
-    return torch.where(thresholds.counts.to(theta.device) > 0, theta, 1.0)
+    return thresholds.finish(torch.ones(K, device=generator.device))
 
 
 # --- files
@@ -212,7 +212,7 @@ def generate(
     generator.network.eval()
     with torch.inference_mode():
         balanced = generator.settings.policy == "class_balanced" and len(manifest) <= len(order)
-        weight = None
+        weight, rule = None, "portion" if balanced else generator.settings.rule
         if balanced:
             theta = theta if len(manifest) > 1 else portion_thresholds(generator, dataset).double()
             weight = (1 / theta).float()
@@ -221,7 +221,7 @@ def generate(
             clip = dataset.clips[c]
             found = confident(generator, clip, weight)
             thetas, theta = POLICIES[generator.settings.policy](found, theta, generator.settings)
-            kept = keep(found, thetas, rule=generator.settings.rule).cpu().numpy()
+            kept = keep(found, thetas, rule=rule).cpu().numpy()
             for i, label in enumerate(kept):
                 write_label(folder / clip.name / f"{clip.frame_names[i]}.png", label)
             manifest.append(
