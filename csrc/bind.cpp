@@ -41,7 +41,7 @@ constexpr Name<Dtype> kDtypes[] = {{"float32", Dtype::f32},
                                    {"int16", Dtype::i16}};
 constexpr Name<Mode> kModes[] = {{"bilinear", Mode::bilinear}, {"nearest", Mode::nearest}};
 constexpr Name<Padding> kPaddings[] = {{"zeros", Padding::zeros}, {"border", Padding::border}};
-constexpr Name<Rule> kRules[] = {{"paper", Rule::paper}, {"iast", Rule::iast}};
+constexpr Name<Rule> kRules[] = {{"paper", Rule::paper}, {"iast", Rule::iast}, {"portion", Rule::portion}};
 constexpr Name<ConsensusMode> kConsensusModes[] = {{"strict", ConsensusMode::strict},
                                                    {"lenient", ConsensusMode::lenient},
                                                    {"fill_in", ConsensusMode::fill_in}};

@@ -1,4 +1,5 @@
 // Class thresholds, Eq. 11: exact order statistics of the confidences of each class, from integer histograms.
+// What psi is by each rule is in vda/ops/thresholds.py.
 //
 // A confidence in [0, 1] is ordered like its bit pattern. Sixteen bits of it are the key of a first histogram
 // [K, bins]: all of fp16 (exact at once), or the upper half of fp32. For fp32 a second histogram counts the
@@ -17,7 +18,7 @@ constexpr int kLowerBins = 1 << 16;
 constexpr int kMaxRanks = 3;
 constexpr double kCap = 0.999;  // 16-bit confidences round to 1, and nothing exceeds a threshold of 1
 
-enum class Rule : int32_t { paper, iast };
+enum class Rule : int32_t { paper, iast, portion };  // portion: CBST's, where 1 reaches a threshold of 1
 
 // What one class selected: the n values counted, and for each wanted rank its key and its rank among equal
 // keys.
@@ -64,7 +65,7 @@ int thresholds_update_naive_cuda(const ThresholdsParams& p, void* stream);
 // Every a * b + c below is written as fma: compilers contract differently for host and device, this they may
 // not.
 
-VDA_HD int ranks(Rule rule) { return rule == Rule::paper ? 1 : kMaxRanks; }
+VDA_HD int ranks(Rule rule) { return rule == Rule::iast ? kMaxRanks : 1; }
 
 // 32-bit pattern whose upper bits are the key: >= 0 where the pixel counts, -1 where it is skipped.
 VDA_HD int32_t pattern(const ThresholdsParams& p, float confidence) {
@@ -99,6 +100,11 @@ VDA_HD int64_t clamped(double index, int64_t last) {
     return index < double(last) ? int64_t(index) : last;
 }
 
+// floor(alpha theta^gamma n), in [0, n]: products alone, each rounded, so every compiler finds the same.
+VDA_HD int64_t selected(const ThresholdsParams& p, double theta, int64_t n) {
+    return clamped(floor(p.alpha * powered(p, theta) * double(n)), n);
+}
+
 // Rule iast: numpy's percentile 100 (1 - alpha theta^gamma) of the n confidences and theta itself, linear
 // interpolation, takes the elements floor(position) and floor(position) + 1 of n + 1.
 VDA_HD double position(const ThresholdsParams& p, double theta, int64_t n) {
@@ -108,8 +114,9 @@ VDA_HD double position(const ThresholdsParams& p, double theta, int64_t n) {
 
 // Ascending ranks, in [0, n), of the values that next_theta wants. n > 0.
 VDA_HD void wanted_ranks(const ThresholdsParams& p, double theta, int64_t n, int64_t rank[kMaxRanks]) {
-    if (p.rule == Rule::paper) {  // element floor(alpha theta^gamma n) of the descending list
-        rank[0] = n - 1 - clamped(floor(p.alpha * powered(p, theta) * double(n)), n - 1);
+    if (p.rule != Rule::iast) {  // paper: element `selected` of the descending list; portion: the one before
+        const int64_t r = n - selected(p, theta, n) - (p.rule == Rule::paper ? 1 : 0);
+        rank[0] = r < 0 ? 0 : (r < n ? r : n - 1);
         return;
     }
     const int64_t low = int64_t(floor(position(p, theta, n)));
@@ -127,11 +134,13 @@ VDA_HD double with_theta(double theta, bool has_below, double below, bool has_ab
     return theta;
 }
 
-// Eq. 11 for one class; value[i] belongs to wanted_ranks' rank[i]. A class without pixels keeps its theta.
+// Eq. 11 for one class; value[i] belongs to wanted_ranks' rank[i]. A class without pixels keeps its theta; by
+// rule portion it has none selected, and psi is 1.
 VDA_HD double next_theta(const ThresholdsParams& p, double theta, int64_t n, const double value[kMaxRanks]) {
     double next = theta;
-    if (n > 0) {
+    if (n > 0 || p.rule == Rule::portion) {
         double psi = value[0];
+        if (p.rule == Rule::portion && selected(p, theta, n) == 0) psi = 1.0;
         if (p.rule == Rule::iast) {
             const double at = position(p, theta, n);
             const int64_t low = int64_t(floor(at));
@@ -141,7 +150,8 @@ VDA_HD double next_theta(const ThresholdsParams& p, double theta, int64_t n, con
         }
         next = fma(p.beta, theta, (1.0 - p.beta) * psi);
     }
-    return next > kCap ? kCap : next;
+    const double cap = p.rule == Rule::portion ? 1.0 : kCap;
+    return next > cap ? cap : next;
 }
 
 // Counts neighbouring pixels of equal class and key once: real frames are smooth, and saturated confidences

@@ -352,7 +352,7 @@ def fuzz_class_thresholds(draw: Draw) -> Case:
         "alpha": draw.one_of(0.2, 0.0, 1.0, 0.37),
         "beta": draw.one_of(0.9, 0.0, 1.0),
         "gamma": draw.one_of(8.0, 0.0, 1.0, 2.0),
-        "rule": draw.one_of("paper", "iast"),
+        "rule": draw.one_of(*ops.thresholds.RULES),
     }
     wanted = ops.class_thresholds_reference(confidence, label, theta, **options)
 
@@ -375,7 +375,7 @@ def fuzz_apply_thresholds(draw: Draw) -> Case:
     K = draw.one_of(3, 0, 1, 200, 255)
     label, confidence = confidence_and_label(draw, (B, H, W), min(K, 200))[::-1]
     theta = thetas(draw, K) if draw.one_of(True, False) else thetas(draw, B, K)
-    options = {"rule": draw.one_of("paper", "iast"), "ignore_index": draw.one_of(255, 0, 7)}
+    options = {"rule": draw.one_of(*ops.thresholds.RULES), "ignore_index": draw.one_of(255, 0, 7)}
     wanted = ops.apply_thresholds_reference(label, confidence, theta, **options)
     return Case(lambda: ops.apply_thresholds(label, confidence, theta, **options), equal(wanted))
 
@@ -391,7 +391,7 @@ def fuzz_consensus(draw: Draw) -> Case:
         options["visible"] = draw.layout(torch.rand(B, H, W) < 0.5)
     if draw.one_of(False, True):
         theta = [thetas(draw, K) if draw.one_of(True, False) else thetas(draw, B, K) for _ in range(2)]
-        rule, second = draw.one_of("paper", "iast"), draw.one_of(None, theta[1])
+        rule, second = draw.one_of(*ops.thresholds.RULES), draw.one_of(None, theta[1])
         options["predictions"] = Predictions(confidence, other.to(confidence.dtype), theta[0], second, rule)
     wanted = ops.consensus_reference(label, reference, flow, **options)
     return Case(lambda: ops.consensus(label, reference, flow, **options), equal(wanted))

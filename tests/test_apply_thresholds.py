@@ -11,6 +11,7 @@ from conftest import Backend, exactly, layouts, misaligned
 from torch import Tensor
 
 from vda.ops import apply_thresholds, apply_thresholds_reference
+from vda.ops.thresholds import RULES
 
 NONE = 255
 
@@ -21,7 +22,7 @@ def loop(label: Tensor, confidence: Tensor, theta: Tensor, rule: str) -> Tensor:
     rows = np.broadcast_to(theta.float().numpy(), (len(label), theta.shape[-1]))
     for b, y, x in np.ndindex(*label.shape):
         k, c = int(label[b, y, x]), np.float32(confidence[b, y, x].item())
-        if k < rows.shape[1] and (c > rows[b, k] or (rule == "iast" and c == rows[b, k])):
+        if k < rows.shape[1] and (c > rows[b, k] or (rule != "paper" and c == rows[b, k])):
             out[b, y, x] = k
     return torch.from_numpy(out)
 
@@ -35,7 +36,14 @@ def scene(B: int, H: int, W: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return label, confidence.to(dtype)
 
 
-@pytest.mark.parametrize(("rule", "wanted"), [("paper", [0, NONE, NONE, NONE, 1]), ("iast", [0, 0, NONE, NONE, 1])])
+@pytest.mark.parametrize(
+    ("rule", "wanted"),
+    [
+        ("paper", [0, NONE, NONE, NONE, 1]),
+        ("iast", [0, 0, NONE, NONE, 1]),
+        ("portion", [0, 0, NONE, NONE, 1]),
+    ],
+)
 def test_by_hand(backend: Backend, rule: str, wanted: list[int]) -> None:
     """Above, equal, below, no class, and above the lower threshold of another class."""
     label = torch.tensor([[[0, 0, 0, 2, 1]]], dtype=torch.uint8, device=backend.device)
@@ -45,7 +53,7 @@ def test_by_hand(backend: Backend, rule: str, wanted: list[int]) -> None:
     assert apply_thresholds_reference(label, confidence, theta, rule=rule).flatten().tolist() == wanted
 
 
-@pytest.mark.parametrize("rule", ["paper", "iast"])
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_loop(backend: Backend, rule: str, dtype: torch.dtype) -> None:
     label, confidence = scene(2, 5, 41, dtype)
@@ -80,7 +88,7 @@ def test_every_number_of_pixels(backend: Backend, dtype: torch.dtype) -> None:
             assert torch.equal(found, apply_thresholds_reference(label, confidence, on_device))
 
 
-@pytest.mark.parametrize("rule", ["paper", "iast"])
+@pytest.mark.parametrize("rule", RULES)
 def test_many_classes(backend: Backend, rule: str) -> None:
     """255 of them, more pixels than a block takes, and thresholds that nothing or everything passes."""
     label = torch.randint(0, 256, (2, 40, 64), dtype=torch.uint8)
@@ -129,7 +137,7 @@ def test_numpy_in_numpy_out() -> None:
         ({"theta": torch.zeros(3).half()}, TypeError, "theta: wanted element type float32, float64, got float16"),
         ({"theta": torch.zeros(256)}, ValueError, "theta: wanted at most 255 classes, got 256"),
         ({"theta": torch.zeros(3, device="meta")}, ValueError, "theta: wanted device cpu .* got meta"),
-        ({"rule": "cbst"}, ValueError, "rule: wanted 'paper' or 'iast', got 'cbst'"),
+        ({"rule": "cbst"}, ValueError, "rule: wanted 'paper' or 'iast' or 'portion', got 'cbst'"),
         ({"ignore_index": 256}, ValueError, r"ignore_index: wanted 0 .. 255, got 256"),
     ],
 )

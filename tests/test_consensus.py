@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vda.ops import Predictions, apply_thresholds, consensus, consensus_reference, warp
 from vda.ops.consensus import MODES
+from vda.ops.thresholds import RULES
 
 NONE = 255
 
@@ -231,7 +232,7 @@ def confidences(B: int, H: int, W: int, dtype: torch.dtype) -> tuple[Tensor, Ten
     return both[0].to(dtype), both[1].to(dtype)
 
 
-@pytest.mark.parametrize("rule", ["paper", "iast"])
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_thresholds_on_the_fly(backend: Backend, mode: str, rule: str, dtype: torch.dtype) -> None:
@@ -301,7 +302,7 @@ def test_thresholds_on_the_fly_at_every_width(backend: Backend, dtype: torch.dty
             ValueError,
             "confidence: wanted .* without gradient",
         ),
-        ({"rule": "cbst"}, ValueError, "predictions.rule: wanted 'paper' or 'iast', got 'cbst'"),
+        ({"rule": "cbst"}, ValueError, "predictions.rule: wanted 'paper' or 'iast' or 'portion', got 'cbst'"),
     ],
 )
 def test_bad_predictions(change: dict[str, object], error: type[Exception], message: str) -> None:

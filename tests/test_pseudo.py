@@ -131,13 +131,63 @@ def test_class_balanced_is_cbst(tmp_path: Path) -> None:
     theta = np.ones(K)
     for k in range(K):
         ordered = np.sort(value[index == k])[::-1]
-        if len(ordered):
-            theta[k] = min(float(ordered[int(0.3 * len(ordered))]), 0.999)
+        if (m := int(0.3 * len(ordered))) > 0:
+            theta[k] = float(ordered[m - 1])
     ratio = maps / theta[None, :, None, None]
-    wanted = np.where(ratio.max(1).astype(np.float16) > 1, ratio.argmax(1), 255)
+    wanted = np.where(ratio.max(1).astype(np.float16) >= 1, ratio.argmax(1), 255)
     found = np.stack([labels(c, i) for c in data.clips for i in range(len(c))])
     assert (found != wanted).mean() < 5e-3
+    assert labels.manifest[1]["theta"] == theta.tolist()
     assert len({tuple(e["theta"]) for e in labels.manifest[1:]}) == 1
+
+
+class Given(nn.Module):
+    """The same probabilities [K, W] for every frame [1, W]."""
+
+    def __init__(self, *rows: list[float]) -> None:
+        super().__init__()
+        self.probs = torch.tensor(rows)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.probs.log()[None, :, None]
+
+
+def given(*rows: list[float], **settings: object) -> tuple[pseudo.Generator, VideoDataset]:
+    blank = ArrayClip("blank", np.zeros((1, 1, len(rows[0]), 3), np.uint8))
+    balanced = generator(policy="class_balanced", aggregate=False, **settings)
+    return replace(balanced, network=Given(*rows)), dataset(blank, classes=len(rows))
+
+
+@pytest.mark.parametrize(("portion", "theta", "labelled"), [(0.2, 0.9, 1), (0.5, 0.8, 2), (0.1, 1.0, 0)])
+def test_thresholds_of_cbst_by_hand(portion: float, theta: float, labelled: int, tmp_path: Path) -> None:
+    """The last of the floor(5 p) highest of five confidences, which is labelled; 1 where that is none, or no pixel."""
+    source, data = given([0.9, 0.8, 0.7, 0.6, 0.55], [0.1, 0.2, 0.3, 0.4, 0.45], alpha=portion)
+    found = pseudo.portion_thresholds(source, data)
+    assert found.tolist() == [torch.tensor(theta).half().item(), 1.0]
+    labels = pseudo.generate(source, data, tmp_path, model="m", flow_name="none", seed=0)
+    assert labels(data.clips[0], 0).tolist() == [[0] * labelled + [255] * (5 - labelled)]
+
+
+@pytest.mark.parametrize(
+    ("theta", "first", "wanted"),
+    [((0.9, 0.5), [0.6, 0.45, 0.5], [255, 1, 1]), ((0.9, 0.4), [0.52, 0.92, 0.7], [1, 0, 255])],
+)
+def test_labels_of_cbst_by_hand(
+    theta: tuple[float, float], first: list[float], wanted: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The class of the largest P / theta, argmax or not, where that reaches 1: of 0.6 / 0.9 and 0.4 / 0.5 neither."""
+    source, data = given(first, [1 - p for p in first])
+    monkeypatch.setattr(pseudo, "portion_thresholds", lambda generator, dataset: torch.tensor(theta))
+    labels = pseudo.generate(source, data, tmp_path, model="m", flow_name="none", seed=0)
+    assert labels(data.clips[0], 0).tolist() == [wanted]
+
+
+def test_certain_pixels_reach_their_threshold(tmp_path: Path) -> None:
+    """16-bit confidences that are all 1 have the threshold 1; nothing may be lost for it."""
+    source, data = given([1.0, 1.0, 1e-6, 0.6], [1e-6, 1e-6, 1.0, 0.4], alpha=0.5)
+    labels = pseudo.generate(source, data, tmp_path, model="m", flow_name="none", seed=0)
+    assert labels.manifest[1]["theta"] == [1.0, 1.0]
+    assert labels(data.clips[0], 0).tolist() == [[0, 0, 1, 255]]
 
 
 def test_class_without_a_pixel_is_never_labelled(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from conftest import Backend, exactly, misaligned
 from test_thresholds import _scene, _sorting
 
 from vda.ops import ClassThresholds, class_thresholds
+from vda.ops.thresholds import RULES
 
 
-@pytest.mark.parametrize("rule", ["paper", "iast"])
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_saturated(backend: Backend, dtype: torch.dtype, rule: str) -> None:
     """Nearly all at exactly 1 in patches of one class: one cell takes them, and several ranks select one key."""
@@ -32,6 +33,7 @@ def test_saturated(backend: Backend, dtype: torch.dtype, rule: str) -> None:
         (7, torch.bfloat16, "iast"),
         (1, torch.float32, "iast"),
         (40, torch.float32, "paper"),
+        (23, torch.bfloat16, "portion"),
     ],
 )
 def test_many_classes_and_pixels(backend: Backend, K: int, dtype: torch.dtype, rule: str) -> None:

@@ -14,24 +14,29 @@ from torch import Tensor
 
 from vda.ops import ClassThresholds, _lib, class_thresholds, class_thresholds_reference
 from vda.ops import thresholds as module
+from vda.ops.thresholds import RULES
 
+CAPS = {"paper": 0.999, "iast": 0.999, "portion": 1.0}
 TEN = [0.99, 0.98, 0.97, 0.95, 0.90, 0.85, 0.80, 0.70, 0.60, 0.50]
 
 
 def _sorting(confidence: Tensor, label: Tensor, theta: Tensor, alpha=0.2, beta=0.9, gamma=8.0, rule="paper") -> Tensor:
-    """Eq. 11 by NumPy: lists, np.sort and np.percentile, in float64."""
+    """The three rules by NumPy: lists, np.sort and np.percentile, in float64."""
     c, k = confidence.double().cpu().numpy().ravel(), label.cpu().numpy().ravel()
     result = theta.double().cpu().numpy().copy()
     for index, old in enumerate(result):
         values = np.minimum(c[(k == index) & (c >= 0)], 1)
-        if values.size:
+        if rule == "portion":
+            m = min(math.floor(alpha * old**gamma * values.size), values.size)
+            result[index] = beta * old + (1 - beta) * (np.sort(values)[values.size - m] if m else 1.0)
+        elif values.size:
             if rule == "paper":
                 at = min(math.floor(alpha * old**gamma * values.size), values.size - 1)
                 psi = np.sort(values)[::-1][at]
             else:
                 psi = np.percentile(np.append(values, old), 100 * (1 - alpha * old**gamma))
             result[index] = beta * old + (1 - beta) * psi
-    return torch.from_numpy(np.minimum(result, 0.999)).to(theta.dtype)
+    return torch.from_numpy(np.minimum(result, CAPS[rule])).to(theta.dtype)
 
 
 def _scene(shape: tuple[int, ...], K: int, dtype: torch.dtype, saturated: float = 0.3) -> tuple[Tensor, Tensor]:
@@ -72,6 +77,42 @@ def test_index_of_the_paper(backend: Backend, alpha: float, index: int) -> None:
     assert new.item() == confidence[index].double().item()
 
 
+@pytest.mark.parametrize(("portion", "expected"), [(0.1, 1.0), (0.2, 0.9), (0.5, 0.8), (0.99, 0.6), (1.0, 0.5)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_portion(backend: Backend, dtype: torch.dtype, portion: float, expected: float) -> None:
+    """CBST's: of 5 confidences the last of floor(5 p); 1 where that is none, and for the absent class."""
+    confidence = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5], dtype=dtype, device=backend.device)[torch.randperm(5)]
+    label = torch.zeros(5, dtype=torch.uint8, device=backend.device)
+    theta = torch.tensor([0.3, 0.4], dtype=torch.float64, device=backend.device)
+    settings = {"alpha": portion, "gamma": 0.0, "rule": "portion"}
+    psi = torch.tensor(expected, dtype=dtype).item()
+    for op in (class_thresholds, class_thresholds_reference):
+        assert op(confidence, label, theta, beta=0.0, **settings).tolist() == [psi, 1.0]
+        slow = op(confidence, label, theta, beta=0.75, **settings).tolist()
+        assert slow == pytest.approx([0.225 + 0.25 * psi, 0.55], rel=1e-12)
+    stream = ClassThresholds(2, beta=0.0, **settings, device=backend.device)
+    stream.update(confidence, label)
+    assert stream.finish(theta).tolist() == [confidence.half()[confidence == psi].item() if psi < 1 else 1.0, 1.0]
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("alpha", [0.07, 0.29, 0.57, 0.7, 1.0])
+def test_portion_is_floored_as_python_does(backend: Backend, alpha: float, gamma: float) -> None:
+    """Class n has the confidences 1/128 .. n/128; alpha theta^gamma n lies at or beside a whole number for many."""
+    K = 101
+    n = torch.arange(K)
+    label = n.repeat_interleave(n).to(torch.uint8)
+    rank = torch.arange(len(label)) - (n.cumsum(0) - n).repeat_interleave(n)
+    theta = ((n // 2) / n.clamp(min=1).double()).pow(1 / max(gamma, 1.0))
+    portions = [alpha * math.prod([t] * int(gamma)) for t in theta.tolist()]
+    m = [math.floor(k * portion) for k, portion in enumerate(portions)]
+    expected = [(k - m[k] + 1) / 128 if m[k] else 1.0 for k in range(K)]
+    given = ((rank + 1).div(128).half().to(backend.device), label.to(backend.device), theta.to(backend.device))
+    arguments = {"alpha": alpha, "beta": 0.0, "gamma": gamma, "rule": "portion"}
+    for op in (class_thresholds, class_thresholds_reference):
+        assert op(*given, **arguments).tolist() == expected
+
+
 @pytest.mark.parametrize(
     ("theta", "portion"), [(0.5, 0.0008), (0.7, 0.0115), (0.8, 0.0336), (0.9, 0.0861), (0.95, 0.1327), (0.99, 0.1845)]
 )
@@ -81,21 +122,24 @@ def test_selected_portion(backend: Backend, theta: float, portion: float) -> Non
     confidence = torch.arange(1, n + 1, device=backend.device).float() / n
     label = torch.zeros(n, dtype=torch.uint8, device=backend.device)
     old = torch.tensor([theta], dtype=torch.float64, device=backend.device)
-    for rule in ("paper", "iast"):
+    for rule in RULES:
         new = class_thresholds(confidence, label, old, beta=0.0, rule=rule)
         assert (confidence > new.float()).float().mean().item() == pytest.approx(portion, abs=5e-4)
 
 
-@pytest.mark.parametrize("rule", ["paper", "iast"])
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_cap(backend: Backend, rule: str, dtype: torch.dtype) -> None:
-    theta = torch.tensor([0.99], dtype=dtype, device=backend.device)
+    cap = torch.tensor(CAPS[rule], dtype=dtype).item()
     confidence = torch.ones(9, device=backend.device)
     label = torch.zeros(9, dtype=torch.uint8, device=backend.device)
-    for _ in range(25):
-        theta = class_thresholds(confidence, label, theta, rule=rule)
-        assert theta.item() <= torch.tensor(0.999, dtype=dtype).item()
-    assert theta.item() == torch.tensor(0.999, dtype=dtype).item()
+    for start in (0.99, 1.5):
+        theta = torch.tensor([start], dtype=dtype, device=backend.device)
+        for _ in range(25):
+            theta = class_thresholds(confidence, label, theta, beta=0.5, rule=rule)
+            assert theta.item() <= cap
+        assert theta.item() == pytest.approx(cap, rel=1e-6)
+        assert class_thresholds(confidence, label, theta, beta=0.0, rule=rule).item() == cap
 
 
 def test_one_pixel(backend: Backend) -> None:
@@ -109,7 +153,7 @@ def test_one_pixel(backend: Backend) -> None:
 # ---- against sorting ----
 
 
-@pytest.mark.parametrize("rule", ["paper", "iast"])
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(("K", "shape"), [(5, (2, 13, 17)), (19, (61,)), (2, (1, 3))])
 def test_sorting(backend: Backend, rule: str, dtype: torch.dtype, K: int, shape: tuple[int, ...]) -> None:
@@ -133,7 +177,7 @@ def test_single_precision_is_exact(backend: Backend) -> None:
     confidence = (base + torch.randperm(400, dtype=torch.int32)).view(torch.float32)
     label = torch.randint(0, 2, (400,), dtype=torch.uint8)
     theta = torch.tensor([0.9, 0.75 + 1e-6], dtype=torch.float64)
-    for rule, alpha in itertools.product(("paper", "iast"), (0.1, 0.5, 0.9)):
+    for rule, alpha in itertools.product(RULES, (0.1, 0.5, 0.9)):
         arguments = {"alpha": alpha, "beta": 0.0, "gamma": 0.0, "rule": rule}
         expected = _sorting(confidence, label, theta, **arguments)
         got = class_thresholds(*(x.to(backend.device) for x in (confidence, label, theta)), **arguments).cpu()
@@ -156,14 +200,15 @@ def test_theta_is_an_element_of_the_list(backend: Backend, position: str) -> Non
 
 def test_all_ignored_and_empty(backend: Backend) -> None:
     theta = torch.tensor([0.9, 0.1, 0.9995], dtype=torch.float64, device=backend.device)
-    kept = [0.9, 0.1, 0.999]
+    kept = {"paper": [0.9, 0.1, 0.999], "portion": pytest.approx([0.91, 0.19, 0.99955], rel=1e-12)}
+    kept["iast"] = kept["paper"]
     for n, dtype in itertools.product((0, 7), (torch.float16, torch.float32)):
         confidence = torch.full((n,), 0.3, dtype=dtype, device=backend.device)
         ignored = torch.full((n,), 255, dtype=torch.uint8, device=backend.device)
-        for rule in ("paper", "iast"):
-            assert class_thresholds(confidence, ignored, theta, rule=rule).tolist() == kept
+        for rule in RULES:
+            assert class_thresholds(confidence, ignored, theta, rule=rule).tolist() == kept[rule]
             nan = torch.full_like(confidence, math.nan)
-            assert class_thresholds(nan, ignored * 0, theta, rule=rule).tolist() == kept
+            assert class_thresholds(nan, ignored * 0, theta, rule=rule).tolist() == kept[rule]
     assert class_thresholds(confidence, ignored, theta[:0]).shape == (0,)
 
 
@@ -211,7 +256,7 @@ def test_cpu_and_cuda_kernels_agree_to_the_bit(backend: Backend) -> None:
     """With an integer gamma: for others the pow of two libraries may differ in the last bit."""
     confidence, label = _scene((2, 9, 31), 6, torch.float32)
     theta = 0.5 + 0.5 * torch.rand(6, dtype=torch.float64)
-    for rule in ("paper", "iast"):
+    for rule in RULES:
         arguments = {"alpha": 0.3, "gamma": 8.0, "rule": rule}
         got = class_thresholds(*(x.to(backend.device) for x in (confidence, label, theta)), **arguments).cpu()
         with _lib.routed_to(None):
@@ -221,7 +266,7 @@ def test_cpu_and_cuda_kernels_agree_to_the_bit(backend: Backend) -> None:
 # ---- streaming ----
 
 
-@pytest.mark.parametrize("rule", ["paper", "iast"])
+@pytest.mark.parametrize("rule", RULES)
 def test_streaming_equals_all_at_once(backend: Backend, rule: str) -> None:
     """Bit for bit, in any split and order; fp32 updates are rounded to fp16."""
     confidence, label = (x.to(backend.device) for x in _scene((4, 9, 7), 3, torch.float16))
@@ -238,7 +283,7 @@ def test_streaming_equals_all_at_once(backend: Backend, rule: str) -> None:
     assert one.counts.tolist() == [(valid & (label.cpu() == k)).sum().item() for k in range(3)]
     one.reset()
     assert one.counts.tolist() == [0, 0, 0]
-    assert torch.equal(one.finish(theta), theta)
+    assert torch.equal(one.finish(theta), class_thresholds(confidence[:0], label[:0], theta, rule=rule))
 
 
 def test_streaming_rounds_like_torch(backend: Backend) -> None:
@@ -283,7 +328,7 @@ def test_numpy_in_numpy_out() -> None:
     assert np.array_equal(out, class_thresholds(confidence, label, theta).numpy())
 
 
-@pytest.mark.parametrize("rule", ["paper", "iast"])
+@pytest.mark.parametrize("rule", RULES)
 def test_reference_serves_without_the_extension(monkeypatch: pytest.MonkeyPatch, rule: str) -> None:
     confidence, label = _scene((4, 50), 3, torch.float16)
     theta = torch.tensor([0.9, 0.8, 0.7], dtype=torch.float64)
@@ -314,7 +359,7 @@ def test_reference_serves_without_the_extension(monkeypatch: pytest.MonkeyPatch,
         ({"alpha": math.nan}, ValueError, r"alpha: wanted a number in \[0, 1\], got nan"),
         ({"beta": -0.1}, ValueError, r"beta: wanted a number in \[0, 1\], got -0.1"),
         ({"gamma": -1.0}, ValueError, "gamma: wanted a finite number >= 0, got -1.0"),
-        ({"rule": "cbst"}, ValueError, "rule: wanted 'paper' or 'iast', got 'cbst'"),
+        ({"rule": "cbst"}, ValueError, "rule: wanted 'paper' or 'iast' or 'portion', got 'cbst'"),
     ],
 )
 def test_bad_arguments(change: dict[str, object], error: type[Exception], message: str) -> None:

@@ -118,7 +118,7 @@ def portion_thresholds(generator: Generator, dataset: VideoDataset) -> Tensor:
     K = dataset.num_classes
     # beta = gamma = 0: no momentum, and the same portion for every class, so finish() is the plain order statistic.
     thresholds = ClassThresholds(
-        K, alpha=generator.settings.alpha, beta=0.0, gamma=0.0, rule="paper", device=generator.device
+        K, alpha=generator.settings.alpha, beta=0.0, gamma=0.0, rule="portion", device=generator.device
     )
     for clip in progress(dataset.clips, desc="thresholds of the whole set", unit="clip"):
         for frame in predictions(generator, clip):

@@ -114,7 +114,7 @@ def check_size(ways: Sequence[Way], H: int, W: int) -> None:
     def thresholds_case(dtype: torch.dtype) -> list[tuple[Any, ...]]:
         confidence, label = torch.rand(2, H, W).to(dtype), torch.randint(0, 4, (2, H, W), dtype=torch.uint8)
         label[0] = 255
-        return [(confidence, label, torch.full((5,), 0.9), {"rule": rule}) for rule in ("paper", "iast")]
+        return [(confidence, label, torch.full((5,), 0.9), {"rule": rule}) for rule in ops.thresholds.RULES]
 
     cases: dict[str, Callable[[torch.dtype], list[tuple[Any, ...]]]] = {
         "aggregate": aggregate_case,

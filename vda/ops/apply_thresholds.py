@@ -1,6 +1,6 @@
 r"""Pseudo labels from predictions, the last line of Algorithm 1.
 
-    out(p) = label(p) if confidence(p) > theta[label(p)], else ignore              rule "iast": >= instead of >
+    out(p) = label(p) if confidence(p) > theta[label(p)], else ignore              rules "iast" and "portion": >=
 
 Not differentiable: labels are integers.
 """
@@ -24,7 +24,7 @@ def apply_thresholds_reference(
     if bar is None:
         return torch.full_like(label, ignore_index)
     bar = bar.view_as(label)
-    passes = confidence.float() >= bar if rule == "iast" else confidence.float() > bar
+    passes = confidence.float() > bar if rule == "paper" else confidence.float() >= bar
     return torch.where(passes & (label < K), label, ignore_index)
 
 
@@ -38,7 +38,8 @@ def apply_thresholds(
         label: [B, H, W] uint8, predicted classes; what is no class (>= K) is never kept.
         confidence: [B, H, W], float32, float16 or bfloat16; NaN is never kept.
         theta: [K], or [B, K] with a row per frame; float32 or float64, K at most 255. Compared in float32.
-        rule: "paper" keeps confidence > theta, "iast" confidence >= theta. They differ where confidences are saturated.
+        rule: "paper" keeps confidence > theta, "iast" and "portion" confidence >= theta. They differ where confidences
+            are saturated.
         ignore_index: the value, 0 .. 255, of what is not kept.
 
     Returns:
@@ -100,7 +101,7 @@ def _apply_thresholds(label: Tensor, confidence: Tensor, theta: Tensor, rule: st
         width=W,
         classes=theta.shape[-1],
         ignore=ignore_index,
-        inclusive=rule == "iast",
+        inclusive=rule != "paper",
     )
     return out
 

@@ -197,7 +197,7 @@ def _consensus(
         theta=None if theta is None else theta_rows(theta),
         reference_theta=None if reference_theta is None else theta_rows(reference_theta),
         classes=0 if theta is None else theta.shape[-1],
-        inclusive=rule == "iast",
+        inclusive=rule != "paper",
     )
     return out
 

@@ -1,13 +1,16 @@
 r"""Class-adaptive confidence thresholds, Eq. 11.
 
-    theta_k <- min( beta theta_k + (1 - beta) Psi_k, 0.999 )
+    theta_k <- min( beta theta_k + (1 - beta) Psi_k, 0.999 )                               rule "portion": at most 1
 
-    rule "paper":  Psi_k = element floor(alpha theta_k^gamma n) of the n confidences of class k, in descending order
-    rule "iast":   Psi_k = numpy.percentile([theta_k, confidences of class k], 100 (1 - alpha theta_k^gamma))
+    rule "paper":    Psi_k = element floor(alpha theta_k^gamma n) of the n confidences of class k, in descending order
+    rule "iast":     Psi_k = numpy.percentile([theta_k, confidences of class k], 100 (1 - alpha theta_k^gamma))
+    rule "portion":  Psi_k = the last of the m = floor(alpha theta_k^gamma n) highest confidences of class k; 1 if m = 0
 
-    label kept where confidence > theta_label (rule "iast": >=)                            last line of Algorithm 1
+    label kept where confidence > theta_label (rules "iast" and "portion": >=)             last line of Algorithm 1
 
-A class without pixels keeps its theta. The cap exists because 16-bit confidences round to 1, which nothing exceeds.
+A class without pixels keeps its theta; by rule "portion" its m is 0. The cap of the first two exists because 16-bit
+confidences round to 1, which nothing exceeds. Rule "portion" with beta = gamma = 0 is CBST's (Zou et al., ECCV 2018):
+barring ties m pixels reach the threshold, and a threshold of 1 still admits a confidence of 1.
 
 The order statistics are exact and need neither a sort nor a copy: confidences in [0, 1] are ordered like their bit
 patterns, so counting patterns is enough, and counts do not depend on the order of threads. Everything, the index
@@ -26,7 +29,7 @@ from . import _lib
 
 IGNORE = 255
 CAP = 0.999  # kCap of csrc/thresholds.h
-RULES = ("paper", "iast")
+RULES = ("paper", "iast", "portion")
 
 # csrc/thresholds.h
 _HALF_BINS = 0x3C00 + 1
@@ -61,11 +64,14 @@ def _from_lists(lists: list[Tensor], theta: Tensor, alpha: float, beta: float, g
     result = theta.to(torch.float64, copy=True)
     for k, values in enumerate(lists):
         old, n = float(result[k]), values.numel()
-        if n > 0:
-            portion = alpha * old**gamma
+        if n > 0 or rule == "portion":
+            portion = alpha * _powered(old, gamma)
             if rule == "paper":
                 index = max(0, min(math.floor(portion * n), n - 1))
                 psi = float(values.sort(descending=True).values[index])
+            elif rule == "portion":
+                m = min(math.floor(portion * n), n)
+                psi = float(values.sort(descending=True).values[m - 1]) if m >= 1 else 1.0
             else:
                 ascending = torch.cat([values, result[k : k + 1]]).sort().values
                 position = min(max((1 - portion) * n, 0), n)
@@ -73,7 +79,12 @@ def _from_lists(lists: list[Tensor], theta: Tensor, alpha: float, beta: float, g
                 high = min(low + 1, n)
                 psi = float(ascending[low] + (ascending[high] - ascending[low]) * (position - low))
             result[k] = beta * old + (1 - beta) * psi
-    return result.clamp(max=CAP).to(theta.dtype)
+    return result.clamp(max=1.0 if rule == "portion" else CAP).to(theta.dtype)
+
+
+def _powered(theta: float, gamma: float) -> float:
+    """theta^gamma; by products where gamma is whole, as the kernels: pow may differ in the last bit, and floor in 1."""
+    return math.prod([theta] * int(gamma), start=1.0) if gamma <= 64 and gamma == int(gamma) else theta**gamma
 
 
 def _histogram_reference(histogram: Tensor, confidence: Tensor, label: Tensor) -> None:
@@ -116,13 +127,12 @@ def class_thresholds(
         alpha: share of the pixels of a class that would be selected at theta = 1, in [0, 1].
         beta: weight of the old thresholds, in [0, 1].
         gamma: how much less a class of low theta is selected, at least 0.
-        rule: "paper" or "iast", see the top of this file.
+        rule: "paper", "iast" or "portion", see the top of this file.
 
     Returns:
-        [K], element type of theta, capped at 0.999. With float16 confidences equal, bit for bit, to
-        `ClassThresholds` fed with any split of them. Memory besides the arguments is constant: K * 15361 counts for
-        float16, for the others K * (16257 + 65536) with rule "paper" and K * (16257 + 3 * 65536) with "iast", of 8
-        bytes.
+        [K], element type of theta, at most 0.999, or 1 with rule "portion". With float16 confidences equal, bit for
+        bit, to `ClassThresholds` fed with any split of them. Memory besides the arguments is constant: K * 15361
+        counts for float16, for the others K * (16257 + 65536), with rule "iast" K * (16257 + 3 * 65536), of 8 bytes.
 
     Not differentiable: order statistics select, and thresholds only decide which pixels are labelled.
 
@@ -325,7 +335,7 @@ def _finish(
     }
     _run("select", histogram, **settings)
     if confidence is not None:
-        lower = histogram.new_zeros((K, 1 if rule == "paper" else 3, _LOWER_BINS))
+        lower = histogram.new_zeros((K, 3 if rule == "iast" else 1, _LOWER_BINS))
         _run("refine", histogram, confidence, label, lower=lower, selection=selection, rule=rule)
     _run("update", histogram, lower=lower, out=out, **settings)
     return out.to(theta.dtype)
