@@ -13,6 +13,7 @@ from vda.models.discriminator import ImageDiscriminator, SequenceDiscriminator, 
 from vda.models.network import BatchNorm, SegmentationNetwork, VariantChoice, upsample
 from vda.models.pspnet import PSPNet
 from vda.models.resnet import Normalisation, Normalise, ResNet, Variant, load_body, resnet18, resnet50
+from vda.models.translation import PairGenerator, PatchDiscriminator
 
 Head = Callable[[ResNet, int, BatchNorm], SegmentationNetwork]
 Backbone = Callable[[int, Variant], ResNet]
@@ -81,6 +82,8 @@ __all__ = [
     "ImageDiscriminator",
     "Normalisation",
     "PSPNet",
+    "PairGenerator",
+    "PatchDiscriminator",
     "SegmentationNetwork",
     "SequenceDiscriminator",
     "build_network",
