@@ -14,6 +14,7 @@ from vda.models.ensemble import Ensemble
 from vda.models.network import BatchNorm, SegmentationNetwork, VariantChoice, upsample
 from vda.models.pspnet import PSPNet
 from vda.models.resnet import Normalisation, Normalise, ResNet, Variant, load_body, resnet18, resnet50
+from vda.models.translation import PairGenerator, PatchDiscriminator
 
 Head = Callable[[ResNet, int, BatchNorm], SegmentationNetwork]
 Backbone = Callable[[int, Variant], ResNet]
@@ -83,6 +84,8 @@ __all__ = [
     "ImageDiscriminator",
     "Normalisation",
     "PSPNet",
+    "PairGenerator",
+    "PatchDiscriminator",
     "SegmentationNetwork",
     "SequenceDiscriminator",
     "build_network",
