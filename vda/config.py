@@ -33,7 +33,7 @@ class Config:
     """Name of the run's folder under runs/."""
     methods: Annotated[dict[str, Any], tyro.conf.arg(name="")] = field(default_factory=dict)
     only: tuple[str, ...] = ()
-    """Which of the methods to train, in this order; all where not given. What they start from lies in the run folder."""
+    """Which of the methods to train, in this order; all where not given. The run folder has what they start from."""
     out: Path | None = None
     """Run folder; runs/RECIPE-N with the next free N where not given."""
     resume: bool = False

@@ -1,4 +1,4 @@
-"""Pseudo labels at a given proportion, so that policies can be compared (Table 7): alpha is bisected until they cover it."""
+"""Pseudo labels at a given proportion, so that policies can be compared (Table 7): alpha is bisected to reach it."""
 
 from __future__ import annotations
 

@@ -40,11 +40,13 @@ class Scenario:
 
     help: str
     base: Config
-    supervised: Optimiser = Optimiser()
+    supervised: Optimiser = field(default_factory=Optimiser)
     """Source-only and oracle, and VideoGAN's segmentation network."""
-    adversarial: Optimiser = Optimiser()
+    adversarial: Optimiser = field(default_factory=Optimiser)
     """AdaptSegNet, ADVENT, MinEnt, IAT, VAT, IntraDA."""
-    self_training: Optimiser = Optimiser(iterations=10_000, batch=4, name="adam", lr=3e-6, schedule="cosine")
+    self_training: Optimiser = field(
+        default_factory=lambda: Optimiser(iterations=10_000, batch=4, name="adam", lr=3e-6, schedule="cosine")
+    )
     """CBST, CRST, CCM, FDA (each network), IAST, VST: all rounds together."""
     recipe: str = "ours"
     """What `python train.py SCENARIO` runs."""
@@ -121,7 +123,8 @@ def _ablation(policy: str, *, aggregate: bool = False, lambda_reg: float = 0.0) 
 
 
 def _videogan(s: Scenario) -> Methods:
-    return {"videogan": s.of(VideoGANSettings, s.supervised)}
+    translation = replace(VideoGANSettings().translation, iterations=s.self_training.iterations)
+    return {"videogan": s.of(VideoGANSettings, s.supervised, translation=translation)}
 
 
 _image_adversarial = _adversarial("vat", VATSettings, tube="none", discriminator="image")
@@ -138,20 +141,16 @@ RECIPES: dict[str, Recipe] = {
     ),
     "adaptsegnet-ls": Recipe(
         "Its later variant: least squares, one level.",
-        _adversarial(
-            "adaptsegnet", AdaptSegNetSettings, multi_level=False, gan="least_squares", lambda_adv=0.01
-        ),
+        _adversarial("adaptsegnet", AdaptSegNetSettings, multi_level=False, gan="least_squares", lambda_adv=0.01),
     ),
-    "advent": Recipe(
-        "Adversarial alignment of entropy maps (Vu et al.).", _adversarial("advent", AdventSettings)
-    ),
+    "advent": Recipe("Adversarial alignment of entropy maps (Vu et al.).", _adversarial("advent", AdventSettings)),
     "minent": Recipe("Entropy minimisation (Vu et al.).", _adversarial("minent", MinEntSettings)),
     "iat": Recipe("The image adversarial model that IAST, CBST* and CRST* start from.", _iat),
     "cbst": Recipe("Class-balanced self-training (Zou et al. 2018).", _rounds("cbst", CBSTSettings, _source_only)),
-    "crst": Recipe("Confidence-regularised self-training (Zou et al. 2019).", _rounds("crst", CRSTSettings, _source_only)),
-    "crst-lrent": Recipe(
-        "CRST with soft labels.", _rounds("crst", CRSTSettings, _source_only, regulariser="lrent")
+    "crst": Recipe(
+        "Confidence-regularised self-training (Zou et al. 2019).", _rounds("crst", CRSTSettings, _source_only)
     ),
+    "crst-lrent": Recipe("CRST with soft labels.", _rounds("crst", CRSTSettings, _source_only, regulariser="lrent")),
     "ccm": Recipe("Content-consistent matching (Li et al.).", _rounds("ccm", CCMSettings, _source_only)),
     "fda": Recipe("Fourier domain adaptation (Yang and Soatto).", _rounds("fda", FDASettings, _source_only)),
     "intrada": Recipe("ADVENT, then from easy to hard target (Pan et al.).", _intrada),
@@ -201,7 +200,7 @@ _embedded = Scenario(
     adversarial=Optimiser(iterations=200, batch=2, name="adam", lr=2e-4, weight_decay=1e-4),
     self_training=Optimiser(iterations=900, batch=2, name="adam", lr=5e-4, schedule="cosine", weight_decay=1e-4),
     recipe="whole-path",
-    fixed={"discriminator_width": 16, "entropy_weight": 0.5, "source_share": 0.25},
+    fixed={"discriminator_width": 16, "entropy_weight": 0.5, "source_share": 0.25, "width": 8, "blocks": 3},
     pseudo={"alpha": 0.5, "gamma": 0.0},
 )
 
@@ -215,16 +214,12 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "viper-cityscapes-vps": Scenario(
         help="VIPER to Cityscapes-VPS (Tables 1 to 7): needs both roots and --network.weights.",
-        base=Config(
-            data=Data(source="viper/day", target="cityscapes-vps/train", validation="cityscapes-vps/val")
-        ),
+        base=Config(data=Data(source="viper/day", target="cityscapes-vps/train", validation="cityscapes-vps/val")),
     ),
     "synthia-cityscapes-vps": Scenario(
         help="SYNTHIA-Seq to Cityscapes-VPS (Tables 10 and 11): needs both roots and --network.weights.",
         base=Config(
-            data=Data(
-                source="synthia-seq/train", target="cityscapes-vps/train", validation="cityscapes-vps/val"
-            )
+            data=Data(source="synthia-seq/train", target="cityscapes-vps/train", validation="cityscapes-vps/val")
         ),
     ),
     # Flow from textured layers and drives, both made on the spot: no file is needed.

@@ -15,6 +15,7 @@ from vda.methods.iat import IAT
 from vda.methods.intrada import IntraDA
 from vda.methods.supervised import Oracle, SourceOnly
 from vda.methods.vat import VAT
+from vda.methods.videogan import VideoGAN
 from vda.methods.vst import VST
 
 METHODS: dict[str, type[Method]] = {
@@ -32,6 +33,7 @@ METHODS: dict[str, type[Method]] = {
     "iast": IAST,
     "vat": VAT,
     "vst": VST,
+    "videogan": VideoGAN,
     "flow_training": FlowTraining,
 }
 

@@ -11,6 +11,7 @@ authors call a mistake; here all methods sum four.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -44,6 +45,7 @@ class AdaptSegNet(Method):
 
     settings_type = AdaptSegNetSettings
     maps: ClassVar[str] = "softmax"
+    foreign_source: ClassVar[bool] = True  # another domain, whose statistics batch norm must not follow
 
     def __init__(self, network: nn.Module, settings: AdaptSegNetSettings, num_classes: int) -> None:
         super().__init__(network)
@@ -51,13 +53,13 @@ class AdaptSegNet(Method):
         self.discriminator_optimiser = settings.discriminator_optimiser
         self.discriminators["main"] = ImageDiscriminator(num_classes, settings.discriminator_width)
         if settings.multi_level:
-            self.auxiliary["aux"] = ASPP(network.body.layer3_channels, num_classes)
+            self.auxiliary["aux"] = ASPP(self.network.body.layer3_channels, num_classes)
             self.discriminators["aux"] = ImageDiscriminator(num_classes, settings.discriminator_width)
 
     def losses(self, source: Batch, target: Batch) -> Iterator[Losses]:
         settings, maps = self.settings, MAPS[self.maps]
         labels = frame_labels(source)
-        with untracked(self.network):
+        with untracked(self.network) if self.foreign_source else nullcontext():
             main, *aux = self.levels(frames(source))
         seg = {"seg": cross_entropy(main, labels)}
         if aux:
@@ -67,8 +69,10 @@ class AdaptSegNet(Method):
 
         target_maps = [maps(logits) for logits in self.levels(frames(target))]
         weights = (settings.lambda_adv, settings.lambda_adv_aux)
-        levels = zip(("", "_aux"), self.discriminators.values(), source_maps, target_maps, weights, strict=False)
-        yield from contest({name: Contest(*level) for name, *level in levels}, settings.gan)
+        critics = zip(("", "_aux"), self.discriminators.values(), strict=False)
+        maps_and_weights = zip(source_maps, target_maps, weights, strict=False)
+        levels = {name: Contest(critic, *of) for (name, critic), of in zip(critics, maps_and_weights, strict=True)}
+        yield from contest(levels, settings.gan)
 
     def levels(self, images: Tensor) -> list[Tensor]:
         """Logits [N, K, H, W] of the network, and of the auxiliary head where there is one."""

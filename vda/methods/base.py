@@ -49,6 +49,7 @@ class Method(nn.Module):
     `auxiliary` are heads that learn with the network and are thrown away after the training.
     """
 
+    network: Any  # a SegmentationNetwork; in a few rounds of a few methods something else with parameter_groups
     settings_type: ClassVar[type[Any]] = Settings
     leaves_network: ClassVar[bool] = True  # whether the result is a segmentation network, to be scored
 
@@ -59,7 +60,8 @@ class Method(nn.Module):
         self.auxiliary = nn.ModuleDict()
         self.discriminator_optimiser = Adam()
 
-    def losses(self, source: Batch, target: Batch) -> Iterator[Losses]:
+    def losses(self, source: Any, target: Any) -> Iterator[Losses]:
+        """One step on a `Batch` of each domain, None where the round has none of it."""
         raise NotImplementedError
 
     @classmethod

@@ -8,8 +8,8 @@ target (`layout_score`), and in them the pixels that the network sees as it sees
     L = CE over the labelled pixels of the mixed batch + 0.5 mean entropy of all its pixels
 
 Layouts are compared on at most `layout_frames` frames of the target, evenly spread, since neighbours repeat. Whole
-tubes of the source are chosen, by the mean over their frames. For tiny classes the published code's threshold index -0 lets
-every pixel pass; here none passes.
+tubes of the source are chosen, by the mean over their frames. For tiny classes the published code's threshold index -0
+lets every pixel pass; here none passes.
 """
 
 from __future__ import annotations

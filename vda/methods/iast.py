@@ -53,8 +53,10 @@ class IAST(SelfTraining):
 
     def losses(self, source: Batch | None, target: Batch) -> Iterator[Losses]:
         logits, labels = full_logits(self.network, frames(target)), frame_labels(target)
-        weights = {"entropy_weight": self.settings.entropy_weight, "kld_weight": self.settings.kld_weight}
-        yield {"seg": cross_entropy(logits, labels), "reg": iast_regulariser(logits, labels, **weights)}
+        reg = iast_regulariser(
+            logits, labels, entropy_weight=self.settings.entropy_weight, kld_weight=self.settings.kld_weight
+        )
+        yield {"seg": cross_entropy(logits, labels), "reg": reg}
         if source is not None:
             with untracked(self.network):
                 logits = full_logits(self.network, frames(source))

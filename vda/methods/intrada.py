@@ -46,6 +46,7 @@ class IntraDA(Advent):
     """ADVENT between two parts of the target."""
 
     settings_type = IntraDASettings
+    foreign_source = False
 
     @classmethod
     def rounds(cls, run: Run, settings: Any, folder: Path) -> Iterator[Round]:
