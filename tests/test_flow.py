@@ -10,10 +10,10 @@ import pytest
 import torch
 from shared import shared_data
 
-from vda.config import Flow
 from vda.errors import UsageError
 from vda.flow.flownet2 import VARIANTS
 from vda.flow.providers import DISFlow, ExactFlow, NetworkFlow, PrecomputedFlow, provider
+from vda.options import Flow
 
 PRESETS = ["ultrafast", "fast", "medium"]
 

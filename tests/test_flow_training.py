@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from vda.config import Flow
 from vda.data import open_dataset
 from vda.data.tubes import Batch, known_flow
 from vda.flow.flownet2 import UNIT, build_estimator, normalised
 from vda.flow.providers import provider
 from vda.methods.flow import FlowTraining, multi_scale_error
+from vda.options import Flow
 
 ROOT = Path(__file__).parents[1]
 NAN = math.nan
@@ -130,11 +130,11 @@ def test_train_py_flow(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert re.search(r"^\| flownet2-c-\w+ +\| +100 \|.*\n\| dis-medium +\| +100 \|", done.stdout, re.M)
     run = tmp_path / "run"
-    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    log = [json.loads(line) for line in (run / "flow_training" / "log.jsonl").read_text().splitlines()]
     assert [entry["iteration"] for entry in log] == [0, 1, 2, 3]
     report = (run / "report.html").read_text()
     assert report.count("estimated flow") >= 6
-    weights = run / "flow.safetensors"
+    weights = run / "flow_training" / "flow.safetensors"
     source = provider(Flow("flownet2", weights=weights))
     clip = open_dataset("motion/val", None, (64, 96)).clips[0]
     flow = source(clip, 0, 1)
@@ -142,13 +142,15 @@ def test_train_py_flow(tmp_path: Path) -> None:
     assert {"flownet2-c", "dis-medium"} == {re.sub(r"-\w{12}$", "", name) for name in read_scores(run)}
 
     # Stopped at step 2 and resumed: the same weights as those of the whole run.
-    shutil.rmtree(run / "flow" / "step-000004")
+    shutil.rmtree(run / "flow_training" / "step-000004")
+    shutil.rmtree(run / "flow_training" / "step-000003")
+    (run / "flow_training" / "finished.json").unlink()
     weights.unlink()
     again = command(*size, *steps, "--out", "run", "--resume", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert provider(Flow("flownet2", weights=weights)).name == source.name
     done = subprocess.run(
-        [sys.executable, str(ROOT / "evaluate.py"), "run/flow", "--data", "motion/val"],
+        [sys.executable, str(ROOT / "evaluate.py"), "run/flow_training", "--data", "motion/val"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -156,11 +158,11 @@ def test_train_py_flow(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 2
-    assert "wanted a segmentation network, found that of phase flow" in done.stderr
+    assert "wanted a segmentation network, found that of flow_training" in done.stderr
 
 
 def read_scores(run: Path) -> dict[str, dict[str, float]]:
-    scores: dict[str, dict[str, float]] = json.loads((run / "flow-scores.json").read_text())
+    scores: dict[str, dict[str, float]] = json.loads((run / "flow_training" / "flow-scores.json").read_text())
     assert all(0 < entry["end_point_error"] < 100 for entry in scores.values())
     return scores
 

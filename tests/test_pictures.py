@@ -10,7 +10,7 @@ import pytest
 import torch
 from clips import ArrayClip, dataset, scrolling_clip
 
-from vda.config import Occlusion
+from vda.options import Occlusion
 from vda.panels import ERROR_CAPTION, pseudo_panels
 from vda.pictures import error_image, flow_image, visible_image
 from vda.pseudo import PseudoLabels

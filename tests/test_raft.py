@@ -18,7 +18,6 @@ from shared import shared_data
 from test_flow import FakeClip, camvid_pair, chairs_pair, end_point_error, photometric, shifted_pair, textured
 from torch import Tensor, nn
 
-from vda.config import Flow
 from vda.data.flow_files import read_flow
 from vda.errors import UsageError
 from vda.flow import raft
@@ -26,6 +25,7 @@ from vda.flow.command import flow_main, weights_main
 from vda.flow.flownet2 import VARIANTS as FLOWNET2
 from vda.flow.providers import DISFlow, provider
 from vda.flow.weights import KNOWN, import_weights, load_estimator, recognise, shapes
+from vda.options import Flow
 
 REAL = pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="torchvision is not installed")
 

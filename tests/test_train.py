@@ -20,9 +20,12 @@ checkpoint_every: 2
 device: cpu
 data: {source: embedded/simulator, target: embedded/camera, validation: embedded/camera-val, size: [64, 96]}
 network: {name: deeplab-resnet18, width: 8, batch_norm: train}
-supervised: {optimiser: {iterations: 4, batch: 1, name: adam, lr: 0.001}}
-vat: {optimiser: {iterations: 4, batch: 1, name: adam, lr: 0.001}}
-vst: {optimiser: {iterations: 4, batch: 1, name: adam, lr: 0.001}}
+snapshots: 2
+methods:
+  source_only: {optimiser: {iterations: 4, batch: 1, name: adam, lr: 0.001}}
+  vat: {optimiser: {iterations: 4, batch: 1, name: adam, lr: 0.001}}
+  vst: {optimiser: {iterations: 4, batch: 1, name: adam, lr: 0.001}}
+  oracle: {optimiser: {iterations: 4, batch: 1, name: adam, lr: 0.001}}
 """
 
 
@@ -49,18 +52,20 @@ def test_whole_path_leaves_checkpoints_scores_and_report(tiny: Path) -> None:
         assert 0 <= entry["miou"] <= 1
         assert 0 <= entry["vpq"] <= 1
         assert entry["rule"] == "last"
+        assert list(entry["rules"]) == ["last", "entropy", "agreement", "oracle"]
+        assert entry["rules"]["last"]["iou"] == entry["iou"]
+        assert entry["rules"]["oracle"]["miou"] >= entry["miou"]
+        assert {rule["checkpoint"] for rule in entry["rules"].values()} <= {"step-000002", "step-000004"}
         assert entry["dataset"] == "embedded/camera-val"
         assert len(entry["iou"]) == len(entry["classes"])
     assert "</html>" in (run / "report.html").read_text()
-    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    assert [e["iteration"] for e in log if e["phase"] == "vat"] == [0, 1, 2, 3]
-    assert {"seg", "tube", "adv", "disc"} <= set(log[4])
+    log = [json.loads(line) for line in (run / "vat" / "log.jsonl").read_text().splitlines()]
+    assert [(e["phase"], e["iteration"]) for e in log] == [("vat", i) for i in range(4)]
+    assert {"seg", "tube", "adv", "disc"} <= set(log[0])
 
 
 def test_same_command_same_numbers(tiny: Path) -> None:
-    assert (
-        command("train.py", "tiny.yaml", "--out", "again", "--phases", "source_only", "vat", cwd=tiny).returncode == 0
-    )
+    assert command("train.py", "tiny.yaml", "--out", "again", "--only", "source_only", "vat", cwd=tiny).returncode == 0
     for phase in ("source_only", "vat"):
         (a,), (b,) = ([*(tiny / r / phase).glob("*4/network.safetensors")] for r in ("whole", "again"))
         assert a.read_bytes() == b.read_bytes()
@@ -77,7 +82,7 @@ def test_stopped_run_resumes_bit_for_bit(tiny: Path) -> None:
         "1",
     ]
     process = subprocess.Popen(line, cwd=tiny, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    log, deadline = tiny / "stopped" / "log.jsonl", time.monotonic() + 120
+    log, deadline = tiny / "stopped" / "vat" / "log.jsonl", time.monotonic() + 120
     while not (tiny / "stopped" / "vat" / "step-000002").exists() and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
@@ -93,7 +98,8 @@ def test_stopped_run_resumes_bit_for_bit(tiny: Path) -> None:
         assert one.keys() == other.keys()
         assert all((one[k] == other[k]).all() for k in one), phase
     whole, stopped = (
-        {p.name: p.read_bytes() for p in sorted((tiny / r / "pseudo").rglob("*.png"))} for r in ("whole", "stopped")
+        {p.name: p.read_bytes() for p in sorted((tiny / r / "vst" / "pseudo").rglob("*.png"))}
+        for r in ("whole", "stopped")
     )
     assert whole == stopped
     assert log.exists()
@@ -134,7 +140,19 @@ def test_help_is_readable(script: str, tmp_path: Path) -> None:
         (["train.py", "camvid"], "camvid"),
         (["train.py", "camvid", "--data.source-root", "nowhere"], "nowhere"),
         (["train.py", "embedded", "--resume", "--out", "nowhere"], "nowhere: wanted a run to resume"),
-        (["train.py", "embedded", "--phases", "vat"], "vat starts from source_only, which is neither before it"),
+        (["train.py", "embedded", "--only", "vat"], "vat: starts from source_only, which is neither trained before it"),
+        (["train.py", "embedded", "--only", "vatt"], "only: wanted some of source_only, vat"),
+        (["train.py", "recipe", "iasst"], "iast"),
+        (["train.py", "recipe", "iast", "--data", "embeded"], "perhaps you meant embedded"),
+        (["train.py", "recipe", "ours", "--data.tube-length", "1"], "vat: wanted data.tube_length of at least 2"),
+        (["train.py", "recipe", "ours", "--vst.pseudo.policy", "clip"], "clip_adaptive"),
+        (["train.py", "recipe", "ours", "--flow.provider", "precomputed"], "precomputed"),
+        (["train.py", "recipe", "pspnet-videogan", "--data.tube-length", "3"], "videogan: wanted tubes of 2 frames"),
+        (["train.py", "recipe", "intrada", "--intrada.easy", "0.001"], "intrada: wanted tubes for an easy and a hard"),
+        (["train.py", "recipe", "ccm", "--ccm.pool", "0.001"], "ccm: wanted a pool of at least one tube"),
+        (["train.py", "table", "13"], "table: wanted one of 1, 2, 3"),
+        (["train.py", "table", "1", "--rows", "vat"], "rows: wanted some of source-only"),
+        (["train.py", "table", "1", "--seeds", "1", "1"], "seeds: wanted different seeds"),
         (["train.py", "embedded", "--network.batch-norm", "eval"], "network.weights: wanted a file"),
         (["train.py", "embedded", "--network.weights", "no.pth"], "no.pth: wanted a file of backbone weights"),
         (["train.py", "embedded", "--vst.optimiser.batch", "0"], "optimiser.batch: wanted at least 1, found 0"),

@@ -68,6 +68,8 @@ class Run:
         net, done = self.config.network, set[str]()
         if not self.config.methods:
             raise UsageError("methods: wanted at least one method to train, found none")
+        for dataset in (self.source, self.target):
+            self.tubes(dataset, None)  # refuses clips that are shorter than a tube
         if net.weights is not None and not net.weights.is_file():
             raise UsageError(f"{net.weights}: wanted a file of backbone weights, found none")
         for name in self.config.training:

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vda.data.clip import VideoDataset
 from vda.data.tubes import Batch, true_labels
+from vda.errors import UsageError
 from vda.losses import cross_entropy
 from vda.methods.base import Losses, Method, Round, Settings, frame_labels, frames, full_logits
 
@@ -39,6 +41,10 @@ class SourceOnly(Method):
         batches = run.tubes(run.source, true_labels)
         yield Round(folder, cls(run.network(settings.start)), settings.optimiser, batches, None)
 
+    @classmethod
+    def check(cls, run: Run, settings: Any) -> None:
+        _wants_labels(run.source, "source_only")
+
 
 class Oracle(SourceOnly):
     """The same on the target with its labels."""
@@ -47,3 +53,17 @@ class Oracle(SourceOnly):
     def rounds(cls, run: Run, settings: Any, folder: Path) -> Iterator[Round]:
         batches = run.tubes(run.target, true_labels)
         yield Round(folder, cls(run.network(settings.start)), settings.optimiser, batches, None)
+
+    @classmethod
+    def check(cls, run: Run, settings: Any) -> None:
+        _wants_labels(run.target, "oracle")
+
+
+def _wants_labels(dataset: VideoDataset, name: str) -> None:
+    """Looks at one clip: a data set without labels, or with some frames of each clip labelled, is told at once."""
+    clip = dataset.clips[0]
+    for i in range(min(len(clip), 10)):
+        if true_labels(clip, i) is None:
+            raise UsageError(
+                f"{name}: wanted labels of all frames, {dataset.name} has none of {clip.name}/{clip.frame_names[i]}"
+            )
