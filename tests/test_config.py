@@ -91,7 +91,7 @@ def test_schedules() -> None:
         ({"data": {"size": [1, 2, 3]}}, r"size wants"),
         (
             {"methods": {"vst": {"refine": "strikt"}}},
-            r"refine wants one of .* found 'strikt'; perhaps you meant strict",
+            r"refine wants one of .*'strikt'; perhaps you meant strict",
         ),
     ],
 )

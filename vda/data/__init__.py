@@ -11,7 +11,7 @@ from vda.data.cityscapes_vps import cityscapes_vps
 from vda.data.clip import IGNORE, Clip, VideoDataset
 from vda.data.motion import motion
 from vda.data.pairs import pairs
-from vda.data.synthetic import embedded
+from vda.data.synthetic import embedded_by_name
 from vda.data.synthia_seq import synthia_seq
 from vda.data.viper import viper
 from vda.errors import UsageError
@@ -21,8 +21,7 @@ from vda.errors import UsageError
 DATASETS: dict[str, Callable[..., VideoDataset]] = {
     "camvid": camvid,
     "cityscapes-vps": cityscapes_vps,
-    # Clips are short and drawn many times: each keeps all its rendered frames.
-    "embedded": lambda split, root, **size: embedded(split, **size, cache=64),
+    "embedded": embedded_by_name,
     "motion": motion,
     "pairs": pairs,
     "synthia-seq": synthia_seq,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -194,6 +195,15 @@ class SyntheticClip:
 def _whole(argument: str, value: object, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise UsageError(f"{argument}: wanted a whole number of at least {least}, found {value!r}")
+
+
+def embedded_by_name(split: str, root: Path | None = None, size: tuple[int, int] = (128, 256)) -> VideoDataset:
+    """`SPLIT` of the embedded world, or `SPLIT:N` for its first N clips; needs no root. Errors as `embedded`."""
+    name, _, clips = split.partition(":")
+    if clips and not clips.isdecimal():
+        raise UsageError(f"embedded/{split}: wanted a number of clips after the colon, found {clips!r}")
+    # Clips are short and drawn many times: each keeps all its rendered frames.
+    return embedded(name, size=size, clips=int(clips) if clips else None, cache=64)
 
 
 def embedded(

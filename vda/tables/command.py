@@ -74,19 +74,20 @@ class TableCommand:
         network = self.network
         if RECIPES[name].pspnet:
             network = replace(network, name=config.network.name)
-        methods = {method: _scaled(settings, self.budget) for method, settings in config.methods.items()}
+        methods = {method: scaled(settings, self.budget) for method, settings in config.methods.items()}
         names = ("device", "checkpoint_every", "snapshots", "data", "flow", "occlusion")
         shared = {name: getattr(self, name) for name in names}
         return replace(config, methods=methods, network=network, seed=seed, **shared)
 
 
-def _scaled(settings: Any, budget: float) -> Any:
-    """Settings of a method with another number of steps."""
+def scaled(settings: Any, budget: float = 1.0, *, steps: int | None = None) -> Any:
+    """Settings of a method with `budget` times as many steps for every training, or with just `steps`."""
     changes = {}
     for name in settings.__dataclass_fields__:
         optimiser = getattr(settings, name)
         if hasattr(optimiser, "iterations"):
-            changes[name] = replace(optimiser, iterations=max(1, round(budget * optimiser.iterations)))
+            count = max(1, round(budget * optimiser.iterations)) if steps is None else steps
+            changes[name] = replace(optimiser, iterations=count)
     return replace(settings, **changes)
 
 
@@ -128,12 +129,12 @@ def _trained(table: Table, runs: dict[tuple[int, str], Run], train_method: Train
             yield [lay_out(table, results), lay_out_rules(table, results)]
             continue
         for row, proportion in itertools.product(table.rows, table.proportions):
-            graded = _graded(run, row.recipe, proportion)
+            graded = graded(run, row.recipe, proportion)
             proportions[row.recipe, proportion, seed] = graded["p_miou"]
             yield [lay_out_proportions(table, proportions, graded)]
 
 
-def _graded(run: Run, policy: str, proportion: float) -> dict[str, Any]:
+def graded(run: Run, policy: str, proportion: float) -> dict[str, Any]:
     """P-mIoU of a policy's labels, made by the run's last method, at a proportion. Only the paper's own aggregates."""
     aggregate = policy == "clip_adaptive"
     settings = Pseudo(policy=policy, aggregate=aggregate, gamma=0.0)  # type: ignore[arg-type]
