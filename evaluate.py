@@ -2,6 +2,7 @@
 
 python evaluate.py runs/embedded-1/vst --data embedded/camera-val
 python evaluate.py runs/camvid-1/vat runs/camvid-1/vst --data camvid/dusk-val --root /data/camvid
+python evaluate.py runs/embedded-fda-1/fda/round-2/beta-* --data embedded/camera-val --ensemble
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from vda.cli import run_command
 from vda.data import open_dataset
 from vda.device import choose_device
 from vda.errors import UsageError
+from vda.models import Ensemble
 from vda.report import score_table
 from vda.run import network_of, open_checkpoint
 from vda.scoring import Scores, score, write_scores
@@ -27,7 +29,7 @@ class Evaluate:
     """Score checkpoints on labelled video: per-class IoU, mIoU and VPQ^s, side by side."""
 
     checkpoints: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Checkpoint folders, or phase folders of a run (the newest checkpoint is taken)."""
+    """Checkpoint folders, or folders of a method or a round (the newest checkpoint is taken)."""
     data: str
     """Labelled video, as DATASET/SPLIT."""
     root: Path | None = None
@@ -36,6 +38,8 @@ class Evaluate:
     """Height and width of the frames; that of the training where not given."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes the GPU where there is one."""
+    ensemble: bool = False
+    """Also score the mean of all checkpoints' predictions (FDA's multi-band transfer)."""
     out: Path | None = None
     """JSON file for the scores."""
 
@@ -47,6 +51,7 @@ def evaluate(options: Evaluate) -> None:
     if not options.checkpoints:
         raise UsageError("checkpoints: wanted at least one checkpoint folder, got none")
     scores: dict[str, Scores] = {}
+    networks = []
     for path in options.checkpoints:
         checkpoint = open_checkpoint(path)
         size = options.size or tuple(checkpoint.meta["config"]["data"]["size"])
@@ -56,11 +61,15 @@ def evaluate(options: Evaluate) -> None:
                 f"{path}: the checkpoint has the classes {', '.join(checkpoint.meta['classes'])}; "
                 f"data set {dataset.name} has {', '.join(dataset.classes)}"
             )
-        scores[str(path)] = score(network_of(checkpoint, device), dataset, device, name=str(path)) | {
+        networks.append(network_of(checkpoint, device))
+        scores[str(path)] = score(networks[-1], dataset, device, name=str(path)) | {
             "checkpoint": str(checkpoint.path),
             "rule": "given" if path == checkpoint.path else "last",
             "seed": checkpoint.meta["config"]["seed"],
         }
+    if options.ensemble:
+        name = f"mean of {len(networks)}"
+        scores[name] = score(Ensemble(networks), dataset, device, name=name) | {"rule": "mean"}
     print(score_table(scores))
     if options.out:
         write_scores(options.out, scores)

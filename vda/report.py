@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from vda.checkpoint import atomic_write
 from vda.curves import curve_svg, curves
 from vda.data.clip import Image
+from vda.methods import METHODS
 from vda.page_style import STYLE
 from vda.pictures import colour_label, data_uri, flow_image, overlay
 
@@ -23,9 +24,6 @@ __all__ = ["Panel", "colour_label", "flow_image", "overlay", "score_table", "wri
 
 Scores = Mapping[str, Any]  # of one stage, as `vda.metrics.Scorer.scores` gives them
 
-STAGES = {"source_only": "source-only", "vat": "VAT", "vst": "VST"}  # how the paper writes them
-# Trained on the target's own labels: shown as the ceiling, never as the best.
-CEILING = "oracle"
 MAX_BYTES = 20_000_000
 _IMAGE_WIDTHS = (960, 640, 480, 320, 240)
 # Provenance that stands beside the numbers, in this order, where the scores carry it.
@@ -53,7 +51,11 @@ class _Table:
 
 
 def _stage(name: str) -> str:
-    return STAGES.get(name, name)
+    return METHODS[name].title if name in METHODS else name
+
+
+def _is_ceiling(name: str) -> bool:
+    return name in METHODS and METHODS[name].ceiling
 
 
 def _union(scores: Mapping[str, Scores]) -> list[str]:
@@ -109,18 +111,18 @@ def _table_html(table: _Table, swatches: Mapping[str, str]) -> str:
         f"{swatches.get(name, '')}{escape(name)}</th>"
         for i, name in enumerate(table.columns)
     )
-    rivals = [row for name, row in table.rows.items() if name != CEILING]
+    rivals = [row for name, row in table.rows.items() if not _is_ceiling(name)]
     best = [max((value for value in column if value is not None), default=None) for column in zip(*rivals, strict=True)]
     first = next(iter(table.rows.values()), [])
     body = []
     for number, (name, row) in enumerate(table.rows.items()):
         cells = []
         for i, value in enumerate(row):
-            bold = name != CEILING and len(rivals) > 1 and value is not None and value == best[i]
+            bold = not _is_ceiling(name) and len(rivals) > 1 and value is not None and value == best[i]
             text = f"<b>{_percent(value)}</b>" if bold else _percent(value)
             mean = ' class="mean"' if i >= len(row) - table.means else ""
             cells.append(f"<td{mean}>{text}{_difference(value, first[i]) if number else ''}</td>")
-        kind = ' class="ceiling"' if name == CEILING else ""
+        kind = ' class="ceiling"' if _is_ceiling(name) else ""
         body.append(f'<tr{kind}><th scope="row">{escape(_stage(name))}</th>{"".join(cells)}</tr>')
     return (
         f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
@@ -177,7 +179,7 @@ def _headline(scores: Mapping[str, Scores]) -> str:
             f"{_difference(stage[key], first[key]) if number else ''}</div>"
             for key, label in (("miou", "mIoU"), ("vpq", "VPQˢ"))
         )
-        kind = " ceiling" if name == CEILING else ""
+        kind = " ceiling" if _is_ceiling(name) else ""
         cards.append(f'<article class="card{kind}"><h3>{escape(_stage(name))}</h3>{values}</article>')
     return f'<div class="cards">{"".join(cards)}</div>' if cards else ""
 

@@ -43,6 +43,7 @@ class AdaptSegNetSettings(AdversarialSettings):
 class AdaptSegNet(Method):
     """Image discriminators on softmax maps; the variants with least squares and with one level are settings."""
 
+    title = "AdaptSegNet"
     settings_type = AdaptSegNetSettings
     maps: ClassVar[str] = "softmax"
     foreign_source: ClassVar[bool] = True  # another domain, whose statistics batch norm must not follow

@@ -27,6 +27,7 @@ class AdventSettings(AdaptSegNetSettings):
 class Advent(AdaptSegNet):
     """AdaptSegNet on entropy maps."""
 
+    title = "ADVENT"
     settings_type = AdventSettings
     maps = "self_information"
 
@@ -39,6 +40,7 @@ class MinEntSettings(AdaptSegNetSettings):
 class MinEnt(AdaptSegNet):
     """Direct minimisation of the target's entropy."""
 
+    title = "MinEnt"
     settings_type = MinEntSettings
 
     def __init__(self, network: nn.Module, settings: MinEntSettings, num_classes: int) -> None:

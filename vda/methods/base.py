@@ -50,8 +50,10 @@ class Method(nn.Module):
     """
 
     network: Any  # a SegmentationNetwork; in a few rounds of a few methods something else with parameter_groups
+    title: ClassVar[str]  # in tables and reports
     settings_type: ClassVar[type[Any]] = Settings
     leaves_network: ClassVar[bool] = True  # whether the result is a segmentation network, to be scored
+    ceiling: ClassVar[bool] = False  # whether it learns from the target's labels: no rival, but what there is to gain
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

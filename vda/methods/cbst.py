@@ -60,6 +60,7 @@ class CBSTSettings(SelfTrainingSettings):
 class CBST(SelfTraining):
     """Cross entropy on pseudo-labelled target, mixed with a part of the source."""
 
+    title = "CBST"
     settings_type = CBSTSettings
 
     def __init__(self, network: nn.Module, settings: CBSTSettings) -> None:

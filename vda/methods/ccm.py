@@ -78,6 +78,7 @@ class CCMSettings(SelfTrainingSettings):
 class CCM(SelfTraining):
     """Cross entropy on both domains, and entropy."""
 
+    title = "CCM"
     settings_type = CCMSettings
 
     def __init__(self, network: nn.Module, settings: CCMSettings) -> None:

@@ -48,6 +48,7 @@ class CRSTSettings(CBSTSettings):
 class CRST(CBST):
     """CBST with a regulariser on the target's part of the batch."""
 
+    title = "CRST"
     settings_type = CRSTSettings
     settings: CRSTSettings
     theta: Tensor

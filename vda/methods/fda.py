@@ -54,6 +54,7 @@ class FDASettings(Settings):
 class FDA(Method):
     """Cross entropy on source frames in the target's colours, and pseudo labels where there are any."""
 
+    title = "FDA"
     settings_type = FDASettings
 
     def __init__(self, network: nn.Module, settings: FDASettings, beta: float) -> None:

@@ -60,6 +60,7 @@ class FlowTraining(Method):
     in the batch and takes no part.
     """
 
+    title = "flow"
     settings_type = FlowTrainingSettings
     leaves_network = False
     network: Refinement

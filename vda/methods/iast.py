@@ -45,6 +45,7 @@ class IASTSettings(SelfTrainingSettings):
 class IAST(SelfTraining):
     """Self-training that sharpens what is unlabelled and smooths what is labelled."""
 
+    title = "IAST"
     settings_type = IASTSettings
 
     def __init__(self, network: nn.Module, settings: IASTSettings) -> None:

@@ -28,4 +28,5 @@ class IATSettings(AdaptSegNetSettings):
 class IAT(AdaptSegNet):
     """AdaptSegNet with other settings."""
 
+    title = "IAT"
     settings_type = IATSettings

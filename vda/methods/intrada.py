@@ -45,6 +45,7 @@ class IntraDASettings(AdventSettings):
 class IntraDA(Advent):
     """ADVENT between two parts of the target."""
 
+    title = "IntraDA"
     settings_type = IntraDASettings
     foreign_source = False
 

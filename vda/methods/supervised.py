@@ -30,6 +30,7 @@ class SupervisedSettings(Settings):
 class SourceOnly(Method):
     """L = CE(P, y), mean over the labelled pixels of all frames of the batch."""
 
+    title = "source-only"
     settings_type = SupervisedSettings
 
     def losses(self, source: Batch, target: Batch | None = None) -> Iterator[Losses]:
@@ -48,6 +49,9 @@ class SourceOnly(Method):
 
 class Oracle(SourceOnly):
     """The same on the target with its labels."""
+
+    title = "oracle"
+    ceiling = True
 
     @classmethod
     def rounds(cls, run: Run, settings: Any, folder: Path) -> Iterator[Round]:

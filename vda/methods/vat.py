@@ -43,6 +43,7 @@ class VATSettings(AdversarialSettings):
 class VAT(Method):
     """Tube matching loss and sequence discriminator; the ablations of Table 3 are settings."""
 
+    title = "VAT"
     settings_type = VATSettings
 
     def __init__(self, network: nn.Module, settings: VATSettings, num_classes: int, tube_length: int) -> None:

@@ -111,6 +111,7 @@ def _histograms(fake: Tensor, real: Tensor) -> Tensor:
 class VideoGAN(Method):
     """L = CE(P(G(x_s)), y_s)."""
 
+    title = "VideoGAN"
     settings_type = VideoGANSettings
 
     def __init__(self, network: nn.Module, translator: PairGenerator) -> None:

@@ -52,6 +52,7 @@ class VSTSettings(SelfTrainingSettings):
 class VST(SelfTraining):
     """Self-training on refined clip-adaptive pseudo labels; the ablations of Tables 4 and 6 are settings."""
 
+    title = "VST"
     settings_type = VSTSettings
 
     def __init__(self, network: nn.Module, settings: VSTSettings, occlusion: Occlusion) -> None:
