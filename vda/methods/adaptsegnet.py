@@ -70,10 +70,8 @@ class AdaptSegNet(Method):
 
         target_maps = [maps(logits) for logits in self.levels(frames(target))]
         weights = (settings.lambda_adv, settings.lambda_adv_aux)
-        critics = zip(("", "_aux"), self.discriminators.values(), strict=False)
-        maps_and_weights = zip(source_maps, target_maps, weights, strict=False)
-        levels = {name: Contest(critic, *of) for (name, critic), of in zip(critics, maps_and_weights, strict=True)}
-        yield from contest(levels, settings.gan)
+        levels = zip(("", "_aux"), self.discriminators.values(), source_maps, target_maps, weights, strict=False)
+        yield from contest({name: Contest(d, s, t, weight) for name, d, s, t, weight in levels}, settings.gan)
 
     def levels(self, images: Tensor) -> list[Tensor]:
         """Logits [N, K, H, W] of the network, and of the auxiliary head where there is one."""

@@ -88,12 +88,10 @@ class Translation(Method):
         cycle = F.l1_loss(self.network.back(to_target), x_s) + F.l1_loss(self.network.there(to_source), x_t)
         histogram = _histograms(to_target, x_t) + _histograms(to_source, x_s)
         # `contest` passes its second maps for its first: translated frames for real ones
-        translated = {"_target": (x_t, to_target), "_source": (x_s, to_source)}
+        translated = {"target": (x_t, to_target), "source": (x_s, to_source)}
         levels = {
-            name: Contest(discriminator, real.flatten(0, 1), fake.flatten(0, 1), 1.0)
-            for discriminator, (name, (real, fake)) in zip(
-                self.discriminators.values(), translated.items(), strict=True
-            )
+            f"_{domain}": Contest(self.discriminators[domain], real.flatten(0, 1), fake.flatten(0, 1), 1.0)
+            for domain, (real, fake) in translated.items()
         }
         adversarial, discriminators = contest(levels, "least_squares")
         yield adversarial | {

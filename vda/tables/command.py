@@ -129,9 +129,9 @@ def _trained(table: Table, runs: dict[tuple[int, str], Run], train_method: Train
             yield [lay_out(table, results), lay_out_rules(table, results)]
             continue
         for row, proportion in itertools.product(table.rows, table.proportions):
-            graded = graded(run, row.recipe, proportion)
-            proportions[row.recipe, proportion, seed] = graded["p_miou"]
-            yield [lay_out_proportions(table, proportions, graded)]
+            grade = graded(run, row.recipe, proportion)
+            proportions[row.recipe, proportion, seed] = grade["p_miou"]
+            yield [lay_out_proportions(table, proportions, grade)]
 
 
 def graded(run: Run, policy: str, proportion: float) -> dict[str, Any]:
