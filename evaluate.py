@@ -27,7 +27,7 @@ class Evaluate:
     """Score checkpoints on labelled video: per-class IoU, mIoU and VPQ^s, side by side."""
 
     checkpoints: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Checkpoint folders, or phase folders of a run (the newest checkpoint is taken)."""
+    """Folders of methods or rounds of a run, of which the last checkpoint is taken, or of checkpoints."""
     data: str
     """Labelled video, as DATASET/SPLIT."""
     root: Path | None = None

@@ -126,7 +126,7 @@ def step(method: Method, optimisers: dict[str, torch.optim.Optimizer], source: A
         opt.step()
     losses = {name: float(value) for name, value in values.items()}
     if any(value != value or abs(value) == float("inf") for value in losses.values()):
-        raise UsageError(f"training diverged, losses {losses}: lower the learning rate of this phase")
+        raise UsageError(f"training diverged, losses {losses}: lower the learning rate of this training")
     return losses
 
 

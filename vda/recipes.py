@@ -41,7 +41,7 @@ class Scenario:
     help: str
     base: Config
     supervised: Optimiser = field(default_factory=Optimiser)
-    """Source-only and oracle, and VideoGAN's segmentation network."""
+    """Source-only, the oracle, and VideoGAN's segmentation network."""
     adversarial: Optimiser = field(default_factory=Optimiser)
     """AdaptSegNet, ADVENT, MinEnt, IAT, VAT, IntraDA."""
     self_training: Optimiser = field(

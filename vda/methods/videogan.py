@@ -49,9 +49,9 @@ class VideoGANSettings(Settings):
     blocks: int = 9
     """Residual blocks of a generator."""
     lambda_cycle: float = 10.0
-    """Mean absolute difference after there and back."""
+    """Weight of the mean absolute difference after there and back."""
     lambda_histogram: float = 1.0
-    """Colour histograms."""
+    """Weight of the difference of colour histograms."""
 
     def __post_init__(self) -> None:
         wanted(self.width >= 1 and self.blocks >= 0, "videogan.width, blocks", "at least 1 and 0", self.width)
