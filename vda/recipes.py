@@ -219,7 +219,11 @@ SCENARIOS: dict[str, Scenario] = {
     "synthia-cityscapes-vps": Scenario(
         help="SYNTHIA-Seq to Cityscapes-VPS (Tables 10 and 11): needs both roots and --network.weights.",
         base=Config(
-            data=Data(source="synthia-seq/train", target="cityscapes-vps/train", validation="cityscapes-vps/val")
+            data=Data(
+                source="synthia-seq/town",
+                target="cityscapes-vps/train:paper-11",
+                validation="cityscapes-vps/val:paper-11",
+            )
         ),
     ),
     # Flow from textured layers and drives, both made on the spot: no file is needed.
