@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vda.data.tubes import Batch, true_labels
+from vda.errors import UsageError
 from vda.losses import cross_entropy
 from vda.methods.base import Losses, Method, Round, Settings, frame_labels, frames, full_logits
 
@@ -47,3 +48,11 @@ class Oracle(SourceOnly):
     def rounds(cls, run: Run, settings: Any, folder: Path) -> Iterator[Round]:
         batches = run.tubes(run.target, true_labels)
         yield Round(folder, cls(run.network(settings.start)), settings.optimiser, batches, None)
+
+    @classmethod
+    def check(cls, run: Run, settings: Any) -> None:
+        clip, indices = run.tubes(run.target, true_labels).tubes[0]
+        for i in indices:
+            if clip.label(i) is None:
+                frame = f"{clip.name}/{clip.frame_names[i]}"
+                raise UsageError(f"oracle: wanted labels of the target, frame {frame} of {run.target.name} has none")

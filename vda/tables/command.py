@@ -59,7 +59,12 @@ class TableCommand:
     def __post_init__(self) -> None:
         # without a number in the defaults, tyro asks for one
         wanted(self.table in (*TABLES, tyro.MISSING), "table", f"one of {', '.join(TABLES)}", self.table)
-        wanted(bool(self.seeds) and len(set(self.seeds)) == len(self.seeds), "seeds", "different seeds", self.seeds)
+        wanted(
+            bool(self.seeds) and len(set(self.seeds)) == len(self.seeds),
+            "seeds",
+            "at least one, all different",
+            self.seeds,
+        )
         wanted(self.budget > 0, "budget", "more than 0", self.budget)
         for name in self.rows:
             wanted(name in self.recipes(), "rows", f"some of {', '.join(self.recipes())}", name)
