@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from vda.cli import parse
+from vda.config import Config, load_yaml
 from vda.data.class_maps import CLASS_MAPS, maps_of
 from vda.data.frame_files import split_words
 from vda.errors import UsageError
@@ -105,3 +106,13 @@ def test_yaml_wins_over_nothing_and_loses_to_the_command_line(tmp_path: Path) ->
     (tmp_path / "mine.yaml").write_text("recipe: mine\nmethods: {source_only: {}, cbst: {rounds: 2}}\nseed: 4\n")
     config = parse([str(tmp_path / "mine.yaml"), "--cbst.rounds", "5"], "")
     assert (config.recipe, config.seed, config.methods["cbst"].rounds) == ("mine", 4, 5)
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-3", 0.001), ("-2E+1", -20.0), ("0.5", 0.5), ("3", 3.0)])
+def test_yaml_numbers_with_an_exponent_are_numbers(text: str, value: float, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"methods: {{vat: {{tube_weight: {text}}}}}\n")
+    assert load_yaml(path, Config()).methods["vat"].tube_weight == value
+    path.write_text("methods: {vat: {tube_weight: 1e-x}}\n")
+    with pytest.raises(UsageError, match="tube_weight wants float, found '1e-x'"):
+        load_yaml(path, Config())
