@@ -29,7 +29,7 @@ class Evaluate:
     """Score checkpoints on labelled video: per-class IoU, mIoU and VPQ^s, side by side."""
 
     checkpoints: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Checkpoint folders, or folders of a method or a round (the newest checkpoint is taken)."""
+    """Folders of methods or rounds of a run, of which the last checkpoint is taken, or of checkpoints."""
     data: str
     """Labelled video, as DATASET/SPLIT."""
     root: Path | None = None

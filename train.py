@@ -1,12 +1,13 @@
 """Adapt a video segmentation network from labelled source video to unlabelled target video.
 
-python train.py                                       the whole path on the embedded world
-python train.py recipe NAME [--data SCENARIO] [--SETTING VALUE ...]
-                                                      a row of the paper's tables, with changes; --help lists them
-python train.py table N [--data SCENARIO] --seeds 0 1 2
-                                                      all rows of a table, each part trained once, and the table
-python train.py SCENARIO [--SETTING VALUE ...]        the recipe `ours` of a scenario
-python train.py FILE.yaml [--SETTING VALUE ...]       settings from a file (each run folder holds one)
+    python train.py                the whole path on the embedded world
+    python train.py SCENARIO       the paper's method on a scenario
+    python train.py recipe NAME    one method, or another row of the paper's tables
+    python train.py table N        all rows of a table, each part trained once
+    python train.py FILE.yaml      settings from a file; every run folder has one
+
+recipe and table take --data SCENARIO, and all take settings as --SETTING VALUE. --help behind any of them lists its
+settings; `python train.py recipe --help` lists the names.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def step(method: Method, optimisers: dict[str, torch.optim.Optimizer], source: A
         opt.step()
     losses = {name: float(value) for name, value in values.items()}
     if any(value != value or abs(value) == float("inf") for value in losses.values()):
-        raise UsageError(f"training diverged, losses {losses}: lower the learning rate of this phase")
+        raise UsageError(f"training diverged, losses {losses}: lower the learning rate of this training")
     return losses
 
 

@@ -15,7 +15,10 @@ from vda import config as settings
 from vda.checkpoint import atomic_write
 from vda.config import Config
 from vda.errors import UsageError
-from vda.recipes import DEFAULT_SCENARIO, RECIPES, SCENARIOS, check_scenario, recipe
+from vda.recipes import COMPARED, DEFAULT_SCENARIO, RECIPES, SCENARIOS, check_name, recipe
+
+SCENARIO_HELP = f"Scenarios for --data: {', '.join(COMPARED)}; {DEFAULT_SCENARIO} where not given."
+_HELP = ("-h", "--help")
 
 
 class Stopped(Exception):
@@ -39,35 +42,47 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | 
 
 
 def parse(argv: Sequence[str], description: str) -> Config:
-    """Recipe, scenario or YAML file, and settings, from a command line (see train.py)."""
+    """Recipe, scenario or YAML file, and settings, from a command line (see train.py).
+
+    Raises UsageError, with the nearest name, for a recipe or a scenario that there is not.
+    """
     if argv and Path(argv[0]).suffix in (".yaml", ".yml"):
         base = settings.load_yaml(Path(argv[0]), Config())
         return tyro.cli(Config, default=base, args=argv[1:], description=description)
     if argv[:1] == ["recipe"]:
-        if len(argv) < 2 or argv[1] not in RECIPES:
-            return tyro.extras.overridable_config_cli(
-                _described(DEFAULT_SCENARIO), args=argv[1:], description=description
-            )
-        scenario, rest = scenario_of(argv[2:])
-        return tyro.cli(Config, default=recipe(argv[1], scenario), args=rest, description=RECIPES[argv[1]].help)
-    if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
+        return _parse_recipe(argv[1:])
+    if not argv or (argv[0].startswith("-") and argv[0] not in _HELP):
         argv = [DEFAULT_SCENARIO, *argv]
+    if argv[0] in RECIPES and argv[0] not in SCENARIOS:
+        raise UsageError(f"{argv[0]} is a recipe: python train.py recipe {argv[0]} [--data SCENARIO]")
+    if not argv[0].startswith("-"):
+        check_name(argv[0], SCENARIOS, "scenario")
     paths = {name: (scenario.help, recipe(scenario.recipe, name)) for name, scenario in SCENARIOS.items()}
     return tyro.extras.overridable_config_cli(paths, args=list(argv), description=description)
 
 
-def _described(scenario: str) -> dict[str, tuple[str, Config]]:
-    return {name: (row.help, recipe(name, scenario)) for name, row in RECIPES.items()}
+def _parse_recipe(argv: Sequence[str]) -> Config:
+    scenario, rest = scenario_of(argv)
+    if not rest or rest[0] in _HELP:
+        usage = f"python train.py recipe NAME [--data SCENARIO] [--SETTING VALUE ...]\n\n{SCENARIO_HELP}"
+        names = {name: (row.help, recipe(name, scenario)) for name, row in RECIPES.items()}
+        return tyro.extras.overridable_config_cli(names, args=rest, prog="train.py recipe", description=usage)
+    name = rest[0]
+    check_name(name, RECIPES, "recipe")
+    config = recipe(name, scenario)
+    trains = f"Trains {', '.join(config.methods)} on {scenario}. {SCENARIOS[scenario].help}"
+    description = "\n\n".join([RECIPES[name].help, trains, SCENARIO_HELP])
+    return tyro.cli(Config, default=config, args=rest[1:], prog=f"train.py recipe {name}", description=description)
 
 
 def scenario_of(argv: Sequence[str]) -> tuple[str, list[str]]:
     """The scenario that `--data NAME` names, the default without it, and the other arguments."""
-    arguments = list(argv)
+    arguments = [part for word in argv for part in (word.split("=", 1) if word.startswith("--data=") else [word])]
     if "--data" not in arguments:
         return DEFAULT_SCENARIO, arguments
     place = arguments.index("--data")
     name = "".join(arguments[place + 1 : place + 2])
-    check_scenario(name)
+    check_name(name, COMPARED, "--data")
     return name, arguments[:place] + arguments[place + 2 :]
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -162,8 +163,13 @@ def _methods(tree: Any, base: dict[str, Any], where: str) -> dict[str, Any]:
     return methods
 
 
+_EXPONENT = re.compile(r"[-+]?\d+[eE][-+]?\d+")  # YAML 1.1 reads 1e-3, without a point, as a word
+
+
 def _typed(value: Any, hint: Any, where: str) -> Any:
     """`value` as the type `hint`, refused where it is of another."""
+    if hint is float and isinstance(value, str) and _EXPONENT.fullmatch(value):
+        value = float(value)
     origin, options = get_origin(hint), get_args(hint)
     if origin is Literal:
         if value in options:

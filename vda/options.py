@@ -86,12 +86,12 @@ class Network:
 
 @dataclass(frozen=True)
 class Optimiser:
-    """Optimiser and schedule of one phase. The segmentation head learns at ten times `lr`."""
+    """Optimiser and schedule of one training. The segmentation head learns at ten times `lr`."""
 
     iterations: int = 40_000
-    """Steps of this phase."""
+    """Steps."""
     batch: int = 1
-    """Tubes per step and domain."""
+    """Tubes per step and domain; of both together where they are mixed (CBST, CRST, CCM)."""
     name: Literal["sgd", "adam"] = "sgd"
     """sgd: momentum 0.9; adam: `betas`."""
     lr: float = 2.5e-4
@@ -132,8 +132,7 @@ class Pseudo:
     policy: Literal["clip_adaptive", "instance_adaptive", "class_balanced", "top_portion", "class_or_image", "all"] = (
         "clip_adaptive"
     )
-    """Thresholds per clip (Algorithm 1, Eq. 11), per frame (Eq. 4, IAST), or from the whole set: CBST's, FDA's, CCM's;
-    all labels every pixel (IntraDA)."""
+    """Thresholds per clip (Eq. 11), per frame (IAST), or of the whole set (CBST, FDA, CCM); all: no threshold."""
     aggregate: bool = False
     """Average each prediction with those of its neighbours i-1 and i+1, warped by optical flow (Eq. 10)."""
     theta_init: float = 0.9

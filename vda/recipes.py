@@ -7,7 +7,7 @@ defaults. A new row is one function and one line in RECIPES.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -41,7 +41,7 @@ class Scenario:
     help: str
     base: Config
     supervised: Optimiser = field(default_factory=Optimiser)
-    """Source-only and oracle, and VideoGAN's segmentation network."""
+    """Source-only, the oracle, and VideoGAN's segmentation network."""
     adversarial: Optimiser = field(default_factory=Optimiser)
     """AdaptSegNet, ADVENT, MinEnt, IAT, VAT, IntraDA."""
     self_training: Optimiser = field(
@@ -219,7 +219,11 @@ SCENARIOS: dict[str, Scenario] = {
     "synthia-cityscapes-vps": Scenario(
         help="SYNTHIA-Seq to Cityscapes-VPS (Tables 10 and 11): needs both roots and --network.weights.",
         base=Config(
-            data=Data(source="synthia-seq/train", target="cityscapes-vps/train", validation="cityscapes-vps/val")
+            data=Data(
+                source="synthia-seq/town",
+                target="cityscapes-vps/train:paper-11",
+                validation="cityscapes-vps/val:paper-11",
+            )
         ),
     ),
     # Flow from textured layers and drives, both made on the spot: no file is needed.
@@ -235,17 +239,21 @@ SCENARIOS: dict[str, Scenario] = {
 }
 
 
-def check_scenario(name: str) -> None:
-    """Raises UsageError, with the nearest name, for a scenario that there is not."""
-    if name not in SCENARIOS:
-        near = difflib.get_close_matches(name, SCENARIOS, n=1)
+# Scenarios on which the rows of the tables can be trained: all but those that bring a method of their own.
+COMPARED = tuple(name for name, scenario in SCENARIOS.items() if not scenario.base.methods)
+
+
+def check_name(name: str, known: Collection[str], what: str) -> None:
+    """Raises UsageError, with the nearest name, for a recipe or a scenario that there is not."""
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
         hint = f", perhaps you meant {near[0]}" if near else ""
-        raise UsageError(f"scenario: wanted one of {', '.join(SCENARIOS)}, found {name!r}{hint}")
+        raise UsageError(f"{what}: wanted one of {', '.join(known)}, found {name!r}{hint}")
 
 
 def recipe(name: str, scenario: str) -> Config:
     """The settings of a recipe on a scenario; its run folder is named after both."""
-    check_scenario(scenario)
+    check_name(scenario, SCENARIOS, "scenario")
     base, row = SCENARIOS[scenario].base, RECIPES[name]
     if scenario == "flow":
         return replace(base, recipe="flow")

@@ -32,8 +32,7 @@ class Augment:
     crop: tuple[int, int] | None = None
     """Height and width of a random crop after resizing; the tube's own size where not given."""
     focus: float = 0.0
-    """Chance that the crop is centred on a pixel of one of the classes that the data set's tubes focus on, where the
-    tube shows one (CBST's mining of rare classes)."""
+    """Chance that the crop is centred on a pixel of a class that the method looks for (CBST, CRST: rare classes)."""
     jitter: float = 0.0
     """Chance of a colour jitter."""
     brightness: float = 0.0

@@ -35,9 +35,9 @@ class AdaptSegNetSettings(AdversarialSettings):
     multi_level: bool = True
     """An auxiliary head and a second discriminator, as the published default; else one level."""
     lambda_seg_aux: float = 0.1
-    """Cross entropy of the auxiliary head."""
+    """Weight of the auxiliary head's cross entropy."""
     lambda_adv_aux: float = 0.0002
-    """Adversarial loss of the auxiliary head."""
+    """Weight of the auxiliary head's adversarial loss."""
 
 
 class AdaptSegNet(Method):

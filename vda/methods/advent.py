@@ -34,7 +34,12 @@ class Advent(AdaptSegNet):
 
 @dataclass(frozen=True)
 class MinEntSettings(AdaptSegNetSettings):
-    """Entropy minimisation on the target; lambda_adv and lambda_adv_aux weigh the entropy, no discriminator is used."""
+    """Entropy minimisation on the target. No discriminator is used, so what is set of one has no effect."""
+
+    lambda_adv: float = 0.001
+    """Weight of the entropy."""
+    lambda_adv_aux: float = 0.0002
+    """Weight of the entropy of the auxiliary head's prediction."""
 
 
 class MinEnt(AdaptSegNet):

@@ -55,11 +55,11 @@ class CCMSettings(SelfTrainingSettings):
     pseudo: Pseudo = field(default_factory=lambda: Pseudo(policy="class_or_image", alpha=0.1))
     alpha_step: float = 0.0
     lambda_ent: float = 0.5
-    """Entropy of all pixels."""
+    """Weight of the entropy of all pixels."""
     pool: float = 0.2
     """Part of the source's tubes that a round looks at."""
     matched: float = 0.24
-    """Part of those that it trains on."""
+    """Part of the pool that a round trains on."""
     pixels: float = 0.9
     """Part of the pixels of each class of a frame that stay."""
     centres: int = 10

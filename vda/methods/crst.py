@@ -38,9 +38,9 @@ class CRSTSettings(CBSTSettings):
     """Class-balanced self-training with a confidence regulariser."""
 
     regulariser: Literal["mrkld", "lrent"] = "mrkld"
-    """Of the model (divergence from uniform), or of the labels (soft labels)."""
+    """mrkld: of the model, towards uniform predictions; lrent: of the labels, which become soft."""
     lambda_reg: float = 0.01
-    """mrkld: weight."""
+    """mrkld: its weight."""
     softness: float = 0.25
     """lrent: a, how soft the labels are."""
 

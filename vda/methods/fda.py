@@ -41,9 +41,9 @@ class FDASettings(Settings):
     rounds: int = 2
     """Rounds over all bands; from the second on with pseudo labels of the mean of the last ones."""
     lambda_ent: float = 0.005
-    """Robust entropy of the target."""
+    """Weight of the target's robust entropy."""
     eta: float = 2.0
-    """Its exponent."""
+    """Exponent of the robust entropy."""
     pseudo: Pseudo = field(default_factory=lambda: Pseudo(policy="top_portion", alpha=0.34))
 
     def __post_init__(self) -> None:

@@ -42,12 +42,12 @@ class FlowTrainingSettings(Settings):
     """Which of the family."""
     width: int = 16
     """Channels of the first layer; 64 is published, 16 has 2.4 million weights."""
-    # The loss is a mean over pixels: FlowNet's decay of 4e-4, made for sums, would outweigh it and end at zero flow.
     optimiser: Optimiser = field(
         default_factory=lambda: Optimiser(
             iterations=200_000, batch=4, name="adam", lr=4e-4, schedule="cosine", weight_decay=0.0
         )
     )
+    """No weight decay: the loss is a mean over pixels, and FlowNet's 4e-4, made for sums, would end at zero flow."""
 
     def __post_init__(self) -> None:
         wanted(self.width >= 4 and self.width % 4 == 0, "flow.width", "a multiple of 4", self.width)

@@ -35,11 +35,11 @@ class IASTSettings(SelfTrainingSettings):
     start: str = "iat"
     pseudo: Pseudo = field(default_factory=lambda: Pseudo(policy="instance_adaptive", rule="iast"))
     entropy_weight: float = 3.0
-    """Entropy of the unlabelled pixels."""
+    """Weight of the entropy of the unlabelled pixels."""
     kld_weight: float = 0.1
-    """Divergence from uniform of the labelled pixels."""
+    """Weight of the divergence from uniform of the labelled pixels."""
     source_weight: float = 0.0
-    """Cross entropy on the source."""
+    """Weight of the cross entropy on the source."""
 
 
 class IAST(SelfTraining):

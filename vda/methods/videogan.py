@@ -7,8 +7,8 @@ generators of X shape (vda/models/translation.py) take two frames of one video e
          + lambda_histogram [ h(G(x_s), x_t) + h(F(x_t), x_s) + h between the two frames of each translated pair ]
     L(D) = 1/2 [ GAN(D(real)) + GAN(D(translated)) ]        one D for each domain, on single frames, least squares
 
-Then the segmentation network learns on G(x_s) with the source's labels: nothing is added at test time. The paper
-translates the target instead, at test time.
+Then the segmentation network learns on G(x_s) with the source's labels: nothing is added at test time. The original, as
+far as it is known, translates the target instead, at test time.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class VideoGANSettings(Settings):
     blocks: int = 9
     """Residual blocks of a generator."""
     lambda_cycle: float = 10.0
-    """Mean absolute difference after there and back."""
+    """Weight of the mean absolute difference after there and back."""
     lambda_histogram: float = 1.0
-    """Colour histograms."""
+    """Weight of the difference of colour histograms."""
 
     def __post_init__(self) -> None:
         wanted(self.width >= 1 and self.blocks >= 0, "videogan.width, blocks", "at least 1 and 0", self.width)

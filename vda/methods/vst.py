@@ -42,11 +42,11 @@ class VSTSettings(SelfTrainingSettings):
     lambda_reg: float = 1.0
     """Weight of the regulariser, lambda_reg of Eq. 12."""
     entropy_weight: float = 3.0
-    """Entropy of the unlabelled pixels inside the regulariser (IAST)."""
+    """Weight of the entropy of the unlabelled pixels inside the regulariser (IAST)."""
     kld_weight: float = 0.1
-    """Divergence from uniform of the labelled pixels inside the regulariser (IAST)."""
+    """Weight of the divergence from uniform of the labelled pixels inside the regulariser (IAST)."""
     source_weight: float = 0.0
-    """Cross entropy on the source; 0 in Eq. 12."""
+    """Weight of the cross entropy on the source; 0 in Eq. 12."""
 
 
 class VST(SelfTraining):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ import tyro
 
 from vda.checkpoint import atomic_write
 from vda.choice import scored
-from vda.cli import Stopped, scenario_of
+from vda.cli import SCENARIO_HELP, Stopped, scenario_of
 from vda.config import Config
 from vda.options import Data, Flow, Network, Occlusion, Pseudo, wanted
 from vda.proportion import at_proportion
@@ -34,8 +35,8 @@ class TableCommand:
     The same command continues where it was stopped.
     """
 
-    table: tyro.conf.Positional[str]
-    """Number of the table, 1 to 12. Tables 1 and 2 are two views of one set of runs, and so are 8 and 9, 10 and 11."""
+    table: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="N")]
+    """Number of the table. 1 and 2 are two views of one set of runs, and so are 8 and 9, 10 and 11."""
     seeds: tuple[int, ...] = (0,)
     """Every row is trained once with each."""
     rows: tuple[str, ...] = ()
@@ -56,8 +57,14 @@ class TableCommand:
     occlusion: Annotated[Occlusion, tyro.conf.arg(help="")] = field(default_factory=Occlusion)
 
     def __post_init__(self) -> None:
-        wanted(self.table in TABLES, "table", f"one of {', '.join(TABLES)}", self.table)
-        wanted(bool(self.seeds) and len(set(self.seeds)) == len(self.seeds), "seeds", "different seeds", self.seeds)
+        # without a number in the defaults, tyro asks for one
+        wanted(self.table in (*TABLES, tyro.MISSING), "table", f"one of {', '.join(TABLES)}", self.table)
+        wanted(
+            bool(self.seeds) and len(set(self.seeds)) == len(self.seeds),
+            "seeds",
+            "at least one, all different",
+            self.seeds,
+        )
         wanted(self.budget > 0, "budget", "more than 0", self.budget)
         for name in self.rows:
             wanted(name in self.recipes(), "rows", f"some of {', '.join(self.recipes())}", name)
@@ -91,12 +98,19 @@ def scaled(settings: Any, budget: float = 1.0, *, steps: int | None = None) -> A
     return replace(settings, **changes)
 
 
-def main(argv: Sequence[str], train_method: TrainMethod) -> None:
-    """Run `python train.py table`."""
+def parse(argv: Sequence[str]) -> tuple[TableCommand, str]:
+    """The command and the name of its scenario, from what stands behind `python train.py table`."""
     scenario, rest = scenario_of(argv)
     base = SCENARIOS[scenario].base
-    default = TableCommand("1", data=base.data, network=base.network, flow=base.flow, occlusion=base.occlusion)
-    command = tyro.cli(TableCommand, default=default, args=rest, prog="train.py table")
+    default = TableCommand(tyro.MISSING, data=base.data, network=base.network, flow=base.flow, occlusion=base.occlusion)
+    tables = "\n".join(f"    {table.number:<3} {table.title} ({table.scenario})" for table in TABLES.values())
+    description = "\n\n".join([inspect.getdoc(TableCommand) or "", tables, SCENARIO_HELP])
+    return tyro.cli(TableCommand, default=default, args=rest, prog="train.py table", description=description), scenario
+
+
+def main(argv: Sequence[str], train_method: TrainMethod) -> None:
+    """Run `python train.py table`."""
+    command, scenario = parse(argv)
     table = TABLES[command.table]
     folder = command.out or Path("runs") / f"tables-{scenario}"
     names = command.rows or tuple(command.recipes())
