@@ -1,7 +1,6 @@
 """From words to settings: scenarios, recipes, tables, and what is said to a wrong name. Nothing is trained."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -10,7 +9,6 @@ from vda.config import Config, load_yaml
 from vda.data.class_maps import CLASS_MAPS, maps_of
 from vda.data.frame_files import split_words
 from vda.errors import UsageError
-from vda.methods.supervised import Oracle
 from vda.recipes import COMPARED, RECIPES, SCENARIOS
 from vda.tables.command import parse as parse_table
 
@@ -88,18 +86,6 @@ def test_scenarios_have_one_class_list(scenario: str) -> None:
         known = maps_of({"cityscapes-vps": "cityscapes", "synthia-seq": "synthia"}.get(dataset, dataset))
         lists.append(tuple(CLASS_MAPS[split_words(dataset, split, known)[1]]))
     assert len(set(lists)) == 1
-
-
-def test_oracle_wants_a_target_with_labels() -> None:
-    labels = [0, None]  # of two frames
-    clip = SimpleNamespace(name="drive", frame_names=("a", "b"), label=lambda i: labels[i])
-    run = SimpleNamespace(
-        target=SimpleNamespace(name="x/train"), tubes=lambda *_: SimpleNamespace(tubes=[(clip, (0, 1))])
-    )
-    with pytest.raises(UsageError, match="oracle: wanted labels of the target, frame drive/b of x/train has none"):
-        Oracle.check(run, None)  # type: ignore[arg-type]
-    labels[1] = 0
-    Oracle.check(run, None)  # type: ignore[arg-type]
 
 
 def test_yaml_wins_over_nothing_and_loses_to_the_command_line(tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ class Data:
     """Labelled video, as DATASET/SPLIT."""
     target: str = "embedded/camera"
     """Video to adapt to, as DATASET/SPLIT. Its labels train the oracle alone, and grade pseudo labels in the report."""
+    oracle: str | None = None
+    """Labelled target video for the oracle, as DATASET/SPLIT, where the target is not labelled frame by frame."""
     validation: str = "embedded/camera-val"
     """Held-out labelled video on which every stage is scored, as DATASET/SPLIT."""
     source_root: Path | None = None

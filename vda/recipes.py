@@ -214,7 +214,14 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "viper-cityscapes-vps": Scenario(
         help="VIPER to Cityscapes-VPS (Tables 1 to 7): needs both roots and --network.weights.",
-        base=Config(data=Data(source="viper/day", target="cityscapes-vps/train", validation="cityscapes-vps/val")),
+        base=Config(
+            data=Data(
+                source="viper/day",
+                target="cityscapes-vps/train",
+                oracle="cityscapes-vps/train:labelled",
+                validation="cityscapes-vps/val",
+            )
+        ),
     ),
     "synthia-cityscapes-vps": Scenario(
         help="SYNTHIA-Seq to Cityscapes-VPS (Tables 10 and 11): needs both roots and --network.weights.",
@@ -222,6 +229,7 @@ SCENARIOS: dict[str, Scenario] = {
             data=Data(
                 source="synthia-seq/town",
                 target="cityscapes-vps/train:paper-11",
+                oracle="cityscapes-vps/train:labelled:paper-11",
                 validation="cityscapes-vps/val:paper-11",
             )
         ),

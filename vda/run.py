@@ -51,6 +51,7 @@ class Run:
         target_root = data.target_root or data.source_root
         self.source = _open(data.source, data.source_root, data.size)
         self.target = _open(data.target, target_root, data.size)
+        self.labelled_target = _open(data.oracle or data.target, target_root, data.size)
         self.validation = _open(data.validation, target_root, data.size)
         if not self.source.classes == self.target.classes == self.validation.classes:
             raise UsageError(f"data sets {data.source}, {data.target} and {data.validation}: wanted one class list")

@@ -55,12 +55,12 @@ class Oracle(SourceOnly):
 
     @classmethod
     def rounds(cls, run: Run, settings: Any, folder: Path) -> Iterator[Round]:
-        batches = run.tubes(run.target, true_labels)
+        batches = run.tubes(run.labelled_target, true_labels)
         yield Round(folder, cls(run.network(settings.start)), settings.optimiser, batches, None)
 
     @classmethod
     def check(cls, run: Run, settings: Any) -> None:
-        _wants_labels(run.target, "oracle")
+        _wants_labels(run.labelled_target, "oracle")
 
 
 def _wants_labels(dataset: VideoDataset, name: str) -> None:
