@@ -14,17 +14,19 @@ from clips import ArrayClip, dataset
 from torch import Tensor, nn
 
 from vda import config, pseudo
-from vda.config import Config, Occlusion, Pseudo
+from vda.config import Config
 from vda.data.clip import Clip, FlowField, VideoDataset
 from vda.data.synthetic import SyntheticClip, embedded
 from vda.data.transforms import Augment
 from vda.data.tubes import Batch, Tubes, loader, true_labels
 from vda.flow.consistency import consistent
 from vda.flow.providers import DISFlow
+from vda.losses import min_entropy
 from vda.methods import METHODS
-from vda.methods.vst import refine
+from vda.methods.vst import VSTSettings, refine
 from vda.occlusion import needs_back, photometric, visible, visible_flow
 from vda.ops import aggregate_labels
+from vda.options import Occlusion, Pseudo
 
 Test = Literal["photometric", "consistency", "both"]
 TESTS: tuple[Test, ...] = ("photometric", "consistency", "both")
@@ -187,11 +189,12 @@ class ColourNet(nn.Module):
 def test_pseudo_labels_add_a_neighbour_where_it_is_seen(test: Test, tmp_path: Path) -> None:
     """Eq. 10 against a loop in double precision, and the files of a whole run."""
     network = ColourNet()
-    settings = Pseudo(alpha=0.5, beta=0.0, gamma=0.0)
+    settings = Pseudo(aggregate=True, alpha=0.5, beta=0.0, gamma=0.0)
     generator = pseudo.Generator(network, exact, settings, Occlusion(test=test), torch.device("cpu"))
     for clip in world().clips:
         p = [network(torch.from_numpy(clip.frame(i)).permute(2, 0, 1)[None] / 255).softmax(1)[0] for i in range(4)]
-        found = pseudo.confident(generator, clip)
+        found, entropies = pseudo.confident(generator, clip)
+        assert entropies == pytest.approx([float(min_entropy(x[None].log())) for x in p], abs=1e-5)
         for i in range(4):
             total, count = p[i].double().numpy(), np.ones(world().size)
             for j in (i - 1, i + 1):
@@ -247,7 +250,7 @@ def test_consensus_takes_no_occlusion_test(mode: Literal["strict", "lenient"]) -
 @pytest.mark.parametrize("mode", ["strict", "fill_in"])
 def test_vst_trains_with_every_test(test: Test, mode: Literal["strict", "fill_in"]) -> None:
     network = nn.Conv2d(3, world().num_classes, 3, stride=4, padding=1)
-    settings = config.VST(refine=mode)
+    settings = VSTSettings(refine=mode)
     for losses in METHODS["vst"](network, settings, Occlusion(test=test)).losses(None, tubes()):
         total = torch.stack([loss if isinstance(loss, Tensor) else torch.tensor(loss) for loss in losses.values()])
         assert total.isfinite().all()
@@ -298,7 +301,7 @@ class Counting(DISFlow):
 def test_a_pair_is_computed_once(test: Test) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (4, 40, 48, 3), dtype=np.uint8)
     data, flow = dataset(ArrayClip("noise", frames), classes=world().num_classes), Counting()
-    generator = pseudo.Generator(ColourNet(), flow, Pseudo(), Occlusion(test=test), torch.device("cpu"))
+    generator = pseudo.Generator(ColourNet(), flow, Pseudo(aggregate=True), Occlusion(test=test), torch.device("cpu"))
     pseudo.confident(generator, data.clips[0])
     assert flow.pairs == [(0, 1), (1, 2), (2, 3)]
     flow.pairs.clear()

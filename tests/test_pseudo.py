@@ -12,9 +12,9 @@ from clips import ArrayClip, dataset, scrolling_clip
 from torch import Tensor, nn
 
 from vda import pseudo
-from vda.config import Occlusion, Pseudo
 from vda.data.clip import VideoDataset
 from vda.errors import UsageError
+from vda.options import Occlusion, Pseudo
 
 K = 3
 CPU = torch.device("cpu")
@@ -43,13 +43,8 @@ def clips() -> VideoDataset:
 
 
 def generator(**settings: object) -> pseudo.Generator:
-    return pseudo.Generator(
-        ColourNet(),
-        lambda clip, i, j: clip.exact_flow(i, j),
-        Pseudo(**settings),
-        Occlusion(),
-        CPU,  # type: ignore[arg-type]
-    )
+    wanted = Pseudo(**{"aggregate": True, **settings})  # type: ignore[arg-type]
+    return pseudo.Generator(ColourNet(), lambda clip, i, j: clip.exact_flow(i, j), wanted, Occlusion(), CPU)
 
 
 def run(folder: Path, **settings: object) -> pseudo.PseudoLabels:
@@ -242,17 +237,15 @@ def test_foreign_manifest_is_refused(tmp_path: Path) -> None:
         run(tmp_path)
 
 
-def test_unfinished_or_foreign_labels_do_not_train(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"found none; run the phase"):
-        pseudo.open_labels(tmp_path, clips(), "m")
-    run(tmp_path)
-    assert len(pseudo.open_labels(tmp_path, clips(), "m").manifest) == 4
-    with pytest.raises(UsageError, match=r"of another model: wanted n, found m"):
-        pseudo.open_labels(tmp_path, clips(), "n")
-    path = tmp_path / "manifest.jsonl"
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(UsageError, match=r"wanted pseudo labels of 3 clips, found 2"):
-        pseudo.open_labels(tmp_path, clips(), "m")
+def test_labels_are_read_back(tmp_path: Path) -> None:
+    assert pseudo.read_labels(tmp_path) is None
+    labels, again = run(tmp_path), pseudo.read_labels(tmp_path)
+    assert again is not None
+    assert again.manifest == labels.manifest
+    assert again.theta == labels.manifest[-1]["theta"]
+    (tmp_path / "manifest.jsonl").write_text("[]")
+    with pytest.raises(UsageError, match=r"manifest\.jsonl: wanted a manifest of pseudo labels"):
+        pseudo.read_labels(tmp_path)
 
 
 def test_labels_are_eight_bit_png(tmp_path: Path) -> None:
