@@ -1,162 +1,191 @@
-"""Every method: two steps, finite losses, and gradients that go where they should."""
+"""Every method and variant: finite losses, gradients that go where they should, statistics of the right domain."""
 
-from collections.abc import Iterator
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from method_cases import CASES, H, K, T, W, batch, network
+from torch import Tensor, nn
 
-from vda import config
+import train
 from vda.data.tubes import Batch
-from vda.flow.flownet2 import build_estimator
 from vda.methods import METHODS, Method
-from vda.methods.vst import refine
-from vda.models import build_network
+from vda.methods.adaptsegnet import AdaptSegNet, AdaptSegNetSettings
+from vda.methods.base import untracked
+from vda.options import Optimiser
 
-K, T, H, W = 3, 2, 32, 48
-
-
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return build_network("deeplab-resnet18", K, width=8, batch_norm="train")
+MODULES = ("network", "auxiliary", "discriminators")
+every_case = pytest.mark.parametrize("name", CASES)
 
 
-def flow_network(variant: str) -> nn.Module:
-    torch.manual_seed(0)
-    return build_estimator(variant, width=4)
+def test_every_method_has_a_case() -> None:
+    assert {name.split(":")[0] for name in CASES} == set(METHODS)
+    for name, case in CASES.items():
+        known = METHODS[name.split(":")[0]]
+        assert isinstance(case.build(), known) or name == "videogan:translation", name
 
 
-def batch(labelled: bool = True, flow: float = 0.0, frames: int = T) -> Batch:
-    generator = torch.Generator().manual_seed(1)
-    flows = torch.zeros(2, frames - 1, 2, 2, H, W)
-    flows[:, :, 0, 0], flows[:, :, 1, 0] = flow, -flow
-    labels = torch.randint(0, K + 1, (2, frames, H // 8, W // 8), generator=generator)
-    labels = labels.repeat_interleave(8, 2).repeat_interleave(8, 3).to(torch.uint8)
-    labels[labels == K] = 255
-    return Batch(torch.rand(2, frames, 3, H, W, generator=generator), labels if labelled else None, flows, [])
-
-
-def methods() -> Iterator[pytest.param]:
-    for name in METHODS:
-        if name == "vat":
-            for tube in ("tube", "frame", "none"):
-                for discriminator in ("sequence", "image", "none"):
-                    settings = config.VAT(tube=tube, discriminator=discriminator)  # type: ignore[arg-type]
-                    yield pytest.param(
-                        lambda s=settings: METHODS["vat"](network(), s, K, T),
-                        id=f"vat-{tube}-{discriminator}",
-                    )
-            lsgan = config.VAT(gan="least_squares")
-            yield pytest.param(lambda s=lsgan: METHODS["vat"](network(), s, K, T), id="vat-least_squares")
-        elif name == "vst":
-            for mode in ("strict", "lenient", "fill_in", "none"):
-                settings = config.VST(refine=mode, source_weight=0.5 if mode == "none" else 0.0)  # type: ignore[arg-type]
-                yield pytest.param(
-                    lambda s=settings: METHODS["vst"](network(), s, config.Occlusion()), id=f"vst-{mode}"
-                )
-        elif name == "flow":
-            for variant in ("flownet2-c", "flownet2-s", "flownet2-sd"):
-                yield pytest.param(lambda v=variant: METHODS["flow"](flow_network(v)), id=variant)
-        else:
-            yield pytest.param(lambda n=name: METHODS[n](network()), id=name)
-
-
-@pytest.mark.parametrize("build", list(methods()))
-def test_two_steps(build: object) -> None:
-    method: Method = build()  # type: ignore[operator]
-    method.train()
-    optimiser = torch.optim.SGD(method.parameters(), lr=0.01)
-    before = [p.clone() for p in method.parameters()]
+@every_case
+def test_two_steps(name: str) -> None:
+    """Group by group: scalars, finite, and a gradient in the very modules that the group is for and in no other."""
+    case = CASES[name]
+    method, batches = case.build(), case.batches()
+    trainable = {key: p for key, p in method.named_parameters() if p.requires_grad}
+    optimiser = torch.optim.SGD(trainable.values(), lr=0.01)
+    reached = set()
     for _ in range(2):
-        optimiser.zero_grad()
-        for group in method.losses(batch(), batch()):
-            assert all(loss.ndim == 0 and loss.isfinite() for loss in group.values())
+        found, gradients = {}, {key: torch.zeros_like(p) for key, p in trainable.items()}
+        for group in method.losses(*batches):
+            assert all(loss.shape == () and loss.isfinite() for loss in group.values()), group
             torch.stack(list(group.values())).sum().backward()
+            touched = {key: p.grad for key, p in trainable.items() if p.grad is not None}
+            found[" ".join(group)] = {key.split(".")[0] for key in touched}
+            for key, gradient in touched.items():
+                gradients[key] += gradient
+            optimiser.zero_grad(set_to_none=True)
+        assert found == case.groups
+        assert not any({"network", "discriminators"} <= modules for modules in found.values())
+        for key, p in trainable.items():
+            assert gradients[key].isfinite().all()
+            p.grad = gradients[key]
         optimiser.step()
-    moved = [not torch.equal(a, b) for a, b in zip(before, method.parameters(), strict=True)]
-    assert all(moved), "a parameter that no loss reaches"
+        optimiser.zero_grad(set_to_none=True)
+        reached |= {key for key, gradient in gradients.items() if gradient.any()}
+    assert reached == set(trainable), "parameters that no loss reaches"
 
 
-@pytest.mark.parametrize("discriminator", ["sequence", "image"])
-def test_each_loss_reaches_its_own_parameters_alone(discriminator: str) -> None:
-    method = METHODS["vat"](network(), config.VAT(discriminator=discriminator), K, T)  # type: ignore[arg-type]
-
-    def touched() -> set[str]:
-        names = {n.split(".")[0] for n, p in method.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-        method.zero_grad(set_to_none=True)
-        return names
-
-    reached = {}
-    for group in method.losses(batch(), batch()):
-        torch.stack(list(group.values())).sum().backward()
-        reached[next(iter(group))] = touched()
-    assert reached == {"seg": {"network"}, "adv": {"network"}, "disc": {"discriminators"}}
+def two_steps(name: str, seed: int) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+    """Two steps of the training loop; their losses, and everything that it would save."""
+    torch.manual_seed(seed)
+    method = CASES[name].build()
+    optimisers = train.build_optimisers(method, Optimiser(iterations=2, lr=0.01))
+    losses = [train.step(method, optimisers, *CASES[name].batches()) for _ in range(2)]
+    return losses, {key: x for m in MODULES for key, x in getattr(method, m).state_dict(prefix=m + ".").items()}
 
 
-@pytest.mark.parametrize("discriminator", ["sequence", "none"])
-def test_running_statistics_follow_the_target_once_it_is_seen(discriminator: str) -> None:
-    """Black source, white target: the first norm's running mean tells whose statistics it holds."""
-    source, target = batch(), batch(labelled=False)
-    source.frames.zero_()
-    target.frames.fill_(1.0)
-    found = {}
-    for name, only in (("both", target), ("source", source)):
-        method = METHODS["vat"](network(), config.VAT(discriminator=discriminator), K, T).train()  # type: ignore[arg-type]
-        list(method.losses(source, only))
-        norm = next(m for m in method.network.modules() if isinstance(m, nn.BatchNorm2d))
-        found[name] = norm.running_mean.clone()
-        assert norm.momentum == 0.1
-    assert torch.equal(found["both"], found["source"]) == (discriminator == "none")
-    assert found["source"].abs().sum() > 0
+@every_case
+def test_one_seed_gives_one_result(name: str) -> None:
+    (losses, state), (again, other) = (two_steps(name, seed=3) for _ in range(2))
+    assert losses == again
+    assert len(losses[0]) == sum(len(group.split()) for group in CASES[name].groups)  # no name in two groups
+    assert state.keys() == other.keys()
+    assert all(torch.equal(x, other[key]) for key, x in state.items())
 
 
-def test_vat_source_loss_is_eq_9_by_hand() -> None:
-    """Cross entropies of the frames added, not averaged, plus the tube loss over both frames."""
-    method = METHODS["vat"](network(), config.VAT(discriminator="none"), K, T)
-    method.eval()
-    source = batch()
-    (group,) = method.losses(source, source)
-    logits = torch.stack(
-        [
-            nn.functional.interpolate(method.network(source.frames[:, t]), (H, W), mode="bilinear", align_corners=True)
-            for t in range(T)
-        ],
-        2,
-    )
-    assert source.labels is not None
-    y = source.labels.long()
-    seg = sum(nn.functional.cross_entropy(logits[:, :, t], y[:, t], ignore_index=255) for t in range(T))
-    assert float(group["seg"].detach()) == pytest.approx(float(seg.detach()), rel=1e-5)
-    p, valid = logits.softmax(1), (y != 255)
-    tube = 0.0
-    for b in range(2):
-        for k in range(K):
-            q = (y[b] == k).float()
-            pk = p[b, k] * valid[b]
-            tube += float((1 - 2 * (pk * q).sum() / ((pk**2).sum() + (q**2).sum())).detach()) / 2
-    assert float(group["tube"].detach()) == pytest.approx(tube, rel=1e-5)
+@every_case
+def test_optimisers_hold_every_trainable_parameter_once(name: str) -> None:
+    method = CASES[name].build()
+    optimisers = train.build_optimisers(method, Optimiser())
+    listed = [id(p) for opt in optimisers.values() for group in opt.param_groups for p in group["params"]]
+    assert sorted(listed) == sorted(id(p) for p in method.parameters() if p.requires_grad)
+    critics = {id(p) for p in method.discriminators.parameters()}
+    held = {id(p) for group in optimisers["network"].param_groups for p in group["params"]}
+    assert not critics & held
+    assert ("discriminators" in optimisers) == bool(critics)
 
 
-def test_refinement_cuts_out_what_the_other_frame_denies() -> None:
-    still = batch()
-    assert still.labels is not None
-    refined = refine(still, "strict", config.Occlusion())
-    agree = still.labels[:, 0] == still.labels[:, 1]
-    for t in range(2):  # both directions, zero flow: kept exactly where the two agree
-        wanted = torch.where(agree, still.labels[:, t], torch.full_like(still.labels[:, t], 255))
-        assert torch.equal(refined[:, t], wanted)
-    assert torch.equal(refine(still, "none", config.Occlusion()), still.labels)
+# ---- batch norm
+
+SEGMENTING = [name for name in CASES if not name.startswith(("flow_training", "videogan:translation"))]
+POLICIES = [("eval", name) for name in SEGMENTING]
+POLICIES += [("affine_frozen", name) for name in ("source_only", "advent", "crst", "vst:strict")]
 
 
-def test_refinement_follows_the_flow() -> None:
-    moving = batch(flow=8.0, frames=3)
-    assert moving.labels is not None
-    for t in (1, 2):
-        moving.labels[:, t] = moving.labels[:, 0].roll(8 * t, -1)
-    refined = refine(moving, "strict", config.Occlusion())
-    # frame 1 looks back 8 pixels: its first 8 columns have no reference, the rest agrees
-    assert (refined[:, 1, :, :8] == 255).all()
-    assert torch.equal(refined[:, 1, :, 8:], moving.labels[:, 1, :, 8:])
-    # frame 0 looks forward 8 pixels: its last 8 columns have no reference
-    assert (refined[:, 0, :, -8:] == 255).all()
-    assert torch.equal(refined[:, 0, :, :-8], moving.labels[:, 0, :, :-8])
+@pytest.mark.parametrize(("policy", "name"), POLICIES)
+def test_frozen_batch_norm_does_not_learn(policy: str, name: str) -> None:
+    method = CASES[name].build(policy)
+    before = {key: x.clone() for key, x in method.network.state_dict().items()}
+    optimisers = train.build_optimisers(method, Optimiser(iterations=1, lr=0.01))
+    train.step(method, optimisers, *CASES[name].batches())
+    after = method.network.state_dict()
+    moved = {key for key, x in before.items() if not torch.equal(x, after[key])}
+    norms = {key for key, m in method.network.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    statistics = {f"{key}.{what}" for key in norms for what in ("running_mean", "running_var", "num_batches_tracked")}
+    parameters = {key for key, p in method.network.named_parameters() if p.requires_grad}
+    assert moved == parameters | (statistics if policy == "affine_frozen" else set())
+    assert not {f"{key}.{what}" for key in norms for what in ("weight", "bias")} & moved
+
+
+def statistics(method: Method, source: Batch | None, target: Batch | None) -> Tensor:
+    """All running means and variances after the losses of one step."""
+    list(method.losses(source, target))
+    norms = [m for m in method.network.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert {norm.momentum for norm in norms} == {0.1}
+    return torch.cat([x for norm in norms for x in (norm.running_mean, norm.running_var)])
+
+
+def brighter(of: Batch | None, part: int | None = None) -> Batch | None:
+    """The batch, or the tubes of one of its parts, in other colours."""
+    if of is None:
+        return None
+    chosen = torch.ones_like(of.part) if part is None else of.part == part
+    return replace(of, frames=torch.where(chosen.bool()[:, None, None, None, None], of.frames.sqrt(), of.frames))
+
+
+@pytest.mark.parametrize("name", SEGMENTING)
+def test_running_statistics_follow_the_target_once_it_is_seen(name: str) -> None:
+    """Whether the statistics change with the frames of each domain. Those of FDA take on the target's colours."""
+    case = CASES[name]
+    source, target = case.batches()
+    before = statistics(case.build(), source, target)
+    if case.target == "mixed":
+        other_source = statistics(case.build(), source, brighter(target, part=0))
+        other_target = statistics(case.build(), source, brighter(target, part=1))
+    else:
+        other_source = statistics(case.build(), brighter(source), target)
+        other_target = statistics(case.build(), source, brighter(target))
+    # IntraDA's source is the easy part of the target
+    follows_source = (case.source is not None and case.target is None) or name == "intrada"
+    assert torch.equal(before, other_source) != follows_source
+    assert torch.equal(before, other_target) != (case.target is not None)
+
+
+def test_untracked_puts_the_momenta_back() -> None:
+    net = network()
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    for i, norm in enumerate(norms):
+        norm.momentum = None if i == 0 else i / 100
+    before = [norm.momentum for norm in norms]
+    inside = []
+    with contextlib.suppress(KeyboardInterrupt), untracked(net):
+        inside += [norm.momentum for norm in norms]
+        raise KeyboardInterrupt
+    assert set(inside) == {0.0}
+    assert [norm.momentum for norm in norms] == before
+
+
+# ---- what methods refuse, and other networks
+
+
+LABELLED = [name for name in SEGMENTING if {"labelled", "mixed"} & {CASES[name].source, CASES[name].target}]
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_a_batch_without_its_labels_is_refused(name: str) -> None:
+    method, batches = CASES[name].build(), CASES[name].batches()
+    with pytest.raises(ValueError, match="labels: wanted a labelled batch, got one without labels"):
+        list(method.losses(*(b and replace(b, labels=None) for b in batches)))
+
+
+def test_an_auxiliary_head_fits_any_network() -> None:
+    net = network(name="pspnet-resnet18")
+    method = AdaptSegNet(net, AdaptSegNetSettings(discriminator_width=4), K).eval()
+    main, aux = method.levels(torch.rand(T, 3, H, W))
+    assert main.shape == aux.shape == (T, K, H, W)
+    groups = list(method.losses(batch(), batch("bare", seed=2)))
+    assert [list(group) for group in groups] == [["seg", "seg_aux"], ["adv", "adv_aux"], ["disc", "disc_aux"]]
+
+
+def test_auxiliary_heads_are_no_part_of_the_network() -> None:
+    """What is scored and handed on is the network alone, which the head of the lower level does not change."""
+    method = CASES["adaptsegnet"].build().eval()
+    images = torch.rand(2, 3, H, W)
+    before = method.network(images)
+    with torch.no_grad():
+        for parameter in method.auxiliary.parameters():
+            parameter.add_(1)
+    assert torch.equal(method.network(images), before)
+    assert not set(method.network.state_dict()) & set(method.auxiliary.state_dict())
