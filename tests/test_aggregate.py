@@ -80,6 +80,7 @@ def test_by_hand(backend: Backend) -> None:
         torch.testing.assert_close(out, torch.tensor([[0.6, 0.65], [0.4, 0.35]]).view(1, 2, 1, 2))
 
 
+# golden example 15
 @pytest.mark.parametrize(("squared", "alpha", "limit"), [(True, 50.0, 0.08446), (False, 50.0, 0.00713)])
 def test_operating_point_of_the_occlusion_test(backend: Backend, squared: bool, alpha: float, limit: float) -> None:
     """A neighbour counts below an error norm of `limit`, at th = 0.7, and not above."""
@@ -148,6 +149,7 @@ def test_smooth_flow(backend: Backend, slope: float) -> None:
     torch.testing.assert_close(got.cpu(), wanted, rtol=1e-5, atol=1e-6)
 
 
+# golden example 16: identical frames; all neighbours occluded; a sum of 1
 def test_same_frame_changes_nothing(backend: Backend) -> None:
     clip = _clip(2, 2, 4, 5, 6)
     clip["flows"].zero_()
@@ -155,6 +157,11 @@ def test_same_frame_changes_nothing(backend: Backend) -> None:
     clip["neighbour_probs"] = clip["probs"][:, None].expand(-1, 2, -1, -1, -1)
     out = aggregate(**_to(clip, backend.device), alpha=1.0)
     torch.testing.assert_close(out.cpu(), clip["probs"], rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(out.sum(1), torch.ones_like(out[:, 0]))
+    clip["neighbour_probs"] = clip["neighbour_probs"].roll(1, 2)  # of other classes
+    assert not torch.equal(aggregate(**_to(clip, backend.device), alpha=1.0), out)
+    clip["neighbour_frames"] = clip["neighbour_frames"] + 1  # of another colour everywhere
+    assert torch.equal(aggregate(**_to(clip, backend.device), alpha=1.0).cpu(), clip["probs"])
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30, -3e9, 1e4])

@@ -52,6 +52,7 @@ def maps(B: int, H: int, W: int, classes: int = 3) -> tuple[Tensor, Tensor]:
     return both[0], both[1]
 
 
+# golden example 17: a warped reference of 255 gives 255 (strict) or keeps the label (lenient)
 @pytest.mark.parametrize(
     ("mode", "wanted"),
     [
@@ -137,6 +138,14 @@ def test_one_argument_of_another_layout(backend: Backend, flow_type: torch.dtype
         for other in (x, misaligned(x), *layouts(x)[1:]):
             some = [*given[:i], other, *given[i + 1 :]]
             assert torch.equal(exactly(lambda s=some: consensus(*s[:3], mode="fill_in", visible=s[3])), wanted)
+
+
+# golden example 17: a constant map under no flow
+@pytest.mark.parametrize("mode", MODES)
+def test_constant_map_stays(backend: Backend, mode: str) -> None:
+    label = torch.full((2, 5, 9), 7, dtype=torch.uint8, device=backend.device)
+    flow = torch.zeros(2, 2, 5, 9, device=backend.device)
+    assert torch.equal(consensus(label, label.clone(), flow, mode=mode), label)
 
 
 @pytest.mark.parametrize("mode", MODES)

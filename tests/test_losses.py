@@ -17,6 +17,7 @@ from vda.losses import (
     iast_regulariser,
     min_entropy,
     mrkld,
+    robust_entropy,
     self_information,
     tube_loss,
 )
@@ -110,6 +111,7 @@ def pixels(values: list[list[float]], labels: list[int]) -> tuple[Tensor, Tensor
     return torch.tensor(values).view(1, len(values), 1, 1, -1), torch.tensor(labels).view(1, 1, 1, -1)
 
 
+# golden example 6: p = (0.8, 0.6), q = (1, 0) -> 0.2; q = 0 -> 1 without a gradient; p = q one-hot -> 0
 def test_dice_by_hand() -> None:
     # Class 0: p = (0.8, 0.6), q = (1, 0): Dice 1.6 / 2 = 0.8. Class 1 absent: exactly 1.
     # Class 2: p = (0, 0.4), q = (0, 1): Dice 0.8 / 1.16.
@@ -120,11 +122,13 @@ def test_dice_by_hand() -> None:
     assert tube_loss(probs, labels, reduction="present").item() == pytest.approx((0.2 + third) / 2, abs=1e-5)
 
 
+# golden example 6, its third part
 def test_perfect_prediction_costs_nothing() -> None:
     probs, labels = pixels([[1.0, 0.0], [0.0, 1.0]], [0, 1])
     assert tube_loss(probs, labels).item() == pytest.approx(0, abs=2e-6)
 
 
+# golden example 6, its second part
 def test_absent_class_costs_one_and_has_no_gradient() -> None:
     probs, labels = pixels([[0.8, 0.6], [0.2, 0.4]], [0, 0])
     probs.requires_grad_()
@@ -136,6 +140,7 @@ def test_absent_class_costs_one_and_has_no_gradient() -> None:
     assert probs.grad[:, 0].all()
 
 
+# golden example 19: tube Dice 2/3, mean of the frames' Dices 1/2
 def test_tube_differs_from_mean_of_frames() -> None:
     probs = torch.tensor([1.0, 0.0]).view(1, 1, 2, 1, 1)  # one class, two frames of one pixel
     labels = torch.zeros(1, 2, 1, 1, dtype=torch.uint8)
@@ -227,9 +232,11 @@ def test_generator_keeps_its_gradient_where_the_discriminator_wins() -> None:
 # ---- entropy
 
 
+# golden example 4: uniform -> 1/15 in every channel, 1 in sum; one-hot -> 0
 def test_self_information_by_hand() -> None:
     uniform = self_information(torch.zeros(1, 15, 2, 3))
-    torch.testing.assert_close(uniform, torch.full_like(uniform, 1 / 15))
+    torch.testing.assert_close(uniform, torch.full_like(uniform, 0.066667), rtol=1e-5, atol=0)
+    torch.testing.assert_close(uniform.sum(1), torch.ones(1, 2, 3))
     sure = torch.zeros(1, 15, 1, 1)
     sure[:, 4] = 1e4
     sure.requires_grad_()
@@ -253,6 +260,25 @@ def test_entropies_equal_their_formulas() -> None:
     )
 
 
+# golden example 5: normalised entropy 0.5 and eta 2 -> 0.0625; uniform -> 1
+def test_robust_entropy_by_hand() -> None:
+    half = torch.tensor([0.0, 0.0, -1e4, -1e4]).view(1, 4, 1, 1).expand(1, 4, 2, 3)
+    assert robust_entropy(half).item() == pytest.approx((0.25 + 1e-8) ** 2, rel=1e-6)
+    assert robust_entropy(half).item() == pytest.approx(0.0625, abs=1e-7)
+    assert robust_entropy(torch.zeros(1, 15, 2, 3)).item() == pytest.approx(1)
+    assert robust_entropy(half, eta=1.0).item() == pytest.approx(0.25)
+
+
+def test_robust_entropy_equals_its_formula() -> None:
+    logits, _ = draw((2, 6, 5, 3))
+    e = torch.distributions.Categorical(logits.double().softmax(1).movedim(1, -1)).entropy() / math.log(6)
+    for eta in (2.0, 1.5):
+        assert robust_entropy(logits, eta).item() == pytest.approx((e.square() + 1e-8).pow(eta).mean().item(), rel=1e-5)
+    certain = (1e4 * logits).requires_grad_()
+    robust_entropy(certain, 0.5).backward()  # the root of e^2: the 1e-8 keeps its gradient finite
+    assert certain.grad.isfinite().all()
+
+
 def test_entropy_is_computed_in_float32_under_autocast() -> None:
     logits, labels = draw((1, 6, 5, 3))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -264,9 +290,11 @@ def test_entropy_is_computed_in_float32_under_autocast() -> None:
 # ---- confidence regularisers
 
 
+# golden example 14: log(15) / 15 = 0.18054, times 3 = 0.5416, times 0.1 = 0.01805
 def test_iast_regulariser_of_uniform_logits() -> None:
     logits, labels = torch.zeros(1, 15, 1, 4), torch.tensor([[[255, 255, 255, 7]]])
-    share = math.log(15) / 15  # 0.18054
+    share = math.log(15) / 15
+    assert share == pytest.approx(0.18054, abs=1e-5)
     assert iast_regulariser(logits, labels).item() == pytest.approx(3.0 * share + 0.1 * share)
     assert iast_regulariser(logits, labels, kld_weight=0).item() == pytest.approx(0.5416, abs=1e-4)
     assert iast_regulariser(logits, labels, entropy_weight=0).item() == pytest.approx(0.01805, abs=1e-5)

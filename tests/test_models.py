@@ -218,14 +218,25 @@ def test_batch_norm_policy(name, policy) -> None:
 # ---- discriminators
 
 
+# golden example 2: 512 x 1024 -> 16 x 32, 720 x 1280 -> 22 x 40, 360 x 480 -> 11 x 15, also with IAST's first kernel
 @pytest.mark.parametrize(
     ("size", "out"),
-    [((512, 1024), (16, 32)), ((360, 480), (11, 15)), ((96, 192), (3, 6)), ((33, 63), (1, 1))],
+    [
+        ((512, 1024), (16, 32)),
+        ((720, 1280), (22, 40)),
+        ((360, 480), (11, 15)),
+        ((96, 192), (3, 6)),
+        ((33, 63), (1, 1)),
+    ],
 )
 def test_discriminator_sizes(size, out) -> None:
+    image = ImageDiscriminator(15, width=2)
     with torch.no_grad():
-        assert ImageDiscriminator(15, width=2)(torch.rand(1, 15, *size)).shape == (1, 1, *out)
+        assert image(torch.rand(1, 15, *size)).shape == (1, 1, *out)
         assert SequenceDiscriminator(15, width=2)(torch.rand(1, 15, 2, *size)).shape == (1, 1, *out)
+        if not any(n % 2 for n in size):
+            image.first = nn.Conv2d(15, 2, 3, stride=2, padding=1)
+            assert image(torch.rand(1, 15, *size)).shape == (1, 1, *out)
 
 
 def test_discriminator_layers() -> None:
@@ -243,15 +254,16 @@ def test_discriminator_layers() -> None:
     assert sum(p.numel() for p in sequence.first.parameters()) == 30_784
 
 
-@pytest.mark.parametrize("frames", [2, 3, 5])
-def test_sequence_discriminator_is_an_image_discriminator_of_stacked_channels(frames) -> None:
+# golden example 3: of two frames of 15 classes an image discriminator with 30 input channels
+@pytest.mark.parametrize(("K", "frames"), [(15, 2), (5, 3), (5, 5)])
+def test_sequence_discriminator_is_an_image_discriminator_of_stacked_channels(K, frames) -> None:
     torch.manual_seed(0)
-    sequence, image = SequenceDiscriminator(5, frames, width=4), ImageDiscriminator(5 * frames, width=4)
+    sequence, image = SequenceDiscriminator(K, frames, width=4), ImageDiscriminator(K * frames, width=4)
     image.trunk.load_state_dict(sequence.trunk.state_dict())
     with torch.no_grad():  # slice t of the 3-D kernel sees the channels of frame t
         image.first.weight.copy_(torch.cat(sequence.first.weight.unbind(2), 1))
         image.first.bias.copy_(sequence.first.bias)
-    maps = torch.rand(2, 5, frames, 45, 70)
+    maps = torch.rand(2, K, frames, 45, 70)
     torch.testing.assert_close(sequence(maps), image(torch.cat(maps.unbind(2), 1)), rtol=1e-4, atol=1e-5)
 
 

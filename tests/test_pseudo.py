@@ -153,6 +153,7 @@ def given(*rows: list[float], **settings: object) -> tuple[pseudo.Generator, Vid
     return replace(balanced, network=Given(*rows)), dataset(blank, classes=len(rows))
 
 
+# golden example 7, and which pixels are labelled
 @pytest.mark.parametrize(("portion", "theta", "labelled"), [(0.2, 0.9, 1), (0.5, 0.8, 2), (0.1, 1.0, 0)])
 def test_thresholds_of_cbst_by_hand(portion: float, theta: float, labelled: int, tmp_path: Path) -> None:
     """The last of the floor(5 p) highest of five confidences, which is labelled; 1 where that is none, or no pixel."""
@@ -163,6 +164,7 @@ def test_thresholds_of_cbst_by_hand(portion: float, theta: float, labelled: int,
     assert labels(data.clips[0], 0).tolist() == [[0] * labelled + [255] * (5 - labelled)]
 
 
+# golden example 8: theta (0.9, 0.5) and P (0.6, 0.4), (0.45, 0.55); theta (0.9, 0.4) and P (0.52, 0.48)
 @pytest.mark.parametrize(
     ("theta", "first", "wanted"),
     [((0.9, 0.5), [0.6, 0.45, 0.5], [255, 1, 1]), ((0.9, 0.4), [0.52, 0.92, 0.7], [1, 0, 255])],

@@ -53,6 +53,7 @@ def window(image: Tensor, b: int) -> Tensor:
     return near[0][:, None] & near[1]
 
 
+# golden example 13: half-widths 5, 25 and 46, phases kept
 @pytest.mark.parametrize(("beta", "b"), [(0.01, 5), (0.05, 25), (0.09, 46)])
 def test_published_windows(beta: float, b: int) -> None:
     """512 x 1024: amplitudes are the target's in 2b + 1 rows and columns and the source's elsewhere, phases kept."""
@@ -70,6 +71,7 @@ def test_published_windows(beta: float, b: int) -> None:
     assert turned[clear & inside].median() < 1e-4
 
 
+# golden example 13: beta 0
 def test_a_window_of_one_exchanges_the_means() -> None:
     source, target = images(2, 3, 41, 64)
     found = transfer_spectrum(source, target, 0)
@@ -78,6 +80,7 @@ def test_a_window_of_one_exchanges_the_means() -> None:
     torch.testing.assert_close(found, transfer_spectrum(source, target, 0.9 / 41))
 
 
+# golden example 13: a source that is its target
 def test_a_style_of_its_own_changes_nothing() -> None:
     source, _ = images(2, 3, 75, 120)
     for beta in (0, 0.05, 0.4):

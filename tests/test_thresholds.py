@@ -55,6 +55,7 @@ def _scene(shape: tuple[int, ...], K: int, dtype: torch.dtype, saturated: float 
 # ---- numbers worked by hand ----
 
 
+# golden example 10
 @pytest.mark.parametrize(("rule", "expected"), [("iast", 0.908139), ("paper", 0.909)])
 def test_golden(backend: Backend, rule: str, expected: float) -> None:
     """alpha 0.2, theta 0.9, gamma 8: portion 0.0861. The absent class keeps its theta, to the bit."""
@@ -65,6 +66,12 @@ def test_golden(backend: Backend, rule: str, expected: float) -> None:
         new = op(confidence, label, theta, rule=rule)
         assert new[0].item() == pytest.approx(expected, abs=5e-7)
         assert new[1].item() == 0.9
+    rank = 100 * (1 - 0.2 * 0.9**8)
+    assert rank == pytest.approx(91.39066, abs=1e-5)
+    if rule == "iast":
+        psi = class_thresholds(confidence, label, theta, beta=0.0, rule=rule)[0].item()
+        assert psi == pytest.approx(0.98139, abs=5e-6)
+        assert psi == pytest.approx(np.percentile([*TEN, 0.9], rank), abs=1e-6)
 
 
 @pytest.mark.parametrize(("alpha", "index"), [(0.0, 0), (0.19, 1), (0.2, 2), (0.55, 5), (0.99, 9), (1.0, 9)])
@@ -77,6 +84,7 @@ def test_index_of_the_paper(backend: Backend, alpha: float, index: int) -> None:
     assert new.item() == confidence[index].double().item()
 
 
+# golden example 7: portion 0.2 -> 0.9, 0.5 -> 0.8, 0.1 -> 1
 @pytest.mark.parametrize(("portion", "expected"), [(0.1, 1.0), (0.2, 0.9), (0.5, 0.8), (0.99, 0.6), (1.0, 0.5)])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_portion(backend: Backend, dtype: torch.dtype, portion: float, expected: float) -> None:
@@ -113,6 +121,7 @@ def test_portion_is_floored_as_python_does(backend: Backend, alpha: float, gamma
         assert op(*given, **arguments).tolist() == expected
 
 
+# golden example 12
 @pytest.mark.parametrize(
     ("theta", "portion"), [(0.5, 0.0008), (0.7, 0.0115), (0.8, 0.0336), (0.9, 0.0861), (0.95, 0.1327), (0.99, 0.1845)]
 )
@@ -127,6 +136,7 @@ def test_selected_portion(backend: Backend, theta: float, portion: float) -> Non
         assert (confidence > new.float()).float().mean().item() == pytest.approx(portion, abs=5e-4)
 
 
+# golden example 11
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_cap(backend: Backend, rule: str, dtype: torch.dtype) -> None:

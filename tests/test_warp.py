@@ -74,6 +74,18 @@ def test_nearest_breaks_ties_to_the_even_pixel(backend: Backend) -> None:
     assert warp(labels, mixed, mode="nearest", fill=255).tolist() == [[[3, 255, 255, 255]]]
 
 
+# golden example 18
+def test_ramp(backend: Backend) -> None:
+    """Under the flow (3, 0) a ramp is 3 higher, and the last three columns are not visible."""
+    ramp = torch.arange(10.0, device=backend.device).expand(2, 3, 4, 10)
+    flow = torch.tensor([3.0, 0.0], device=backend.device).view(1, 2, 1, 1).expand(2, 2, 4, 10)
+    warped, visible = warp_occlusion(ramp + 3, ramp, flow, alpha=1.0)
+    assert torch.equal(warped[..., :7], ramp[..., :7] + 3)
+    assert visible[0, 0].tolist() == [True] * 7 + [False] * 3
+    assert torch.equal(visible, visible[:1, :1].expand(2, 4, 10))
+    assert torch.equal(warp(ramp, flow), warped)
+
+
 def test_flow_goes_from_target_to_source(backend: Backend) -> None:
     """A thing that moves 2 to the right and 1 down from i to j is fetched back with F_{i -> j}."""
     before = torch.zeros(1, 1, 5, 6)
