@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -194,11 +196,108 @@ def test_one_seed_gives_one_result() -> None:
     assert not np.array_equal(a.frames, c.frames)
 
 
+# ---- crops centred on a class
+
+
+def marked(H: int = 40, W: int = 60, **places: tuple[int, int, int]) -> Sample:
+    """Two frames of class 0; each place (frame, row, column) is a pixel of the class k of its name "ck".
+
+    The red and green levels of a frame are its columns and rows.
+    """
+    frames = np.zeros((2, H, W, 3), np.uint8)
+    frames[..., 0], frames[..., 1] = np.arange(W), np.arange(H)[:, None]
+    labels = np.zeros((2, H, W), np.uint8)
+    for name, place in places.items():
+        labels[place] = int(name[1:])
+    return Sample(frames, labels)
+
+
+def corner(out: Sample) -> tuple[int, int]:
+    """Row and column of the sample's first pixel in the frame that it was cut from."""
+    return int(out.frames[0, 0, 0, 1]), int(out.frames[0, 0, 0, 0])
+
+
+@pytest.mark.parametrize("frame", [0, 1])
+@pytest.mark.parametrize(
+    ("place", "wanted"),
+    [
+        ((20, 30), (10, 18)),  # its centre at row 20 // 2 and column 25 // 2 of the crop
+        ((10, 12), (0, 0)),  # the nearest that fits without being held back
+        ((3, 1), (0, 0)),
+        ((0, 0), (0, 0)),
+        ((39, 59), (20, 35)),
+        ((39, 30), (20, 18)),
+        ((20, 59), (10, 35)),
+        ((31, 48), (20, 35)),
+        ((29, 46), (19, 34)),
+    ],
+)
+def test_crop_is_centred_on_the_class_and_held_inside(
+    frame: int, place: tuple[int, int], wanted: tuple[int, int]
+) -> None:
+    for seed in range(3):
+        sample = marked(c2=(frame, *place))
+        out = augment(sample, Augment(focus=1.0, crop=(20, 25)), np.random.default_rng(seed), [2])
+        assert corner(out) == wanted
+        assert out.frames.shape == (2, 20, 25, 3)
+        assert out.labels[frame, place[0] - wanted[0], place[1] - wanted[1]] == 2
+
+
+def test_focus_draws_a_class_and_then_a_pixel() -> None:
+    """Of two classes that are shown each is the centre half the time, however many pixels it has."""
+    sample = marked(c2=(0, 10, 12))
+    sample.labels[1, 20:30, 30:40] = 3
+    rng, found = np.random.default_rng(0), []
+    for _ in range(300):
+        out = augment(sample, Augment(focus=1.0, crop=(3, 3)), rng, [2, 3, 4])
+        found.append(corner(out))
+    assert 0.4 < np.mean([at == (9, 11) for at in found]) < 0.6
+    around = {at for at in found if at != (9, 11)}
+    assert all(19 <= row < 29 and 29 <= column < 39 for row, column in around)
+    assert len(around) > 60  # of a hundred pixels
+
+
+@pytest.mark.parametrize("focus", [0.0, 0.3, 1.0])
+def test_chance_of_the_focus(focus: float) -> None:
+    sample, rng = marked(c2=(0, 20, 30)), np.random.default_rng(1)
+    what = Augment(focus=focus, crop=(5, 5))
+    centred = [corner(augment(sample, what, rng, [2])) == (18, 28) for _ in range(400)]
+    assert np.mean(centred) == pytest.approx(focus, abs=0.07)
+
+
+@pytest.mark.parametrize("sample", [marked(), marked(c3=(0, 5, 5)), replace(marked(), labels=None)])
+def test_without_a_class_to_focus_on_the_crop_is_any(sample: Sample) -> None:
+    """None of the classes is shown, or nothing is labelled: uniform over all places of the crop."""
+    rng = np.random.default_rng(2)
+    found = [corner(augment(sample, Augment(focus=1.0, crop=(38, 57)), rng, [2, 4])) for _ in range(300)]
+    assert set(found) == {(row, column) for row in range(3) for column in range(4)}
+
+
+def test_focus_sees_the_resized_labels() -> None:
+    """Twice as large, the pixel at (20, 30) lies at rows 40, 41 and columns 60, 61."""
+    sample = marked(c2=(0, 20, 30))
+    what = Augment(focus=1.0, scale=(2.0, 2.0), crop=(9, 9))
+    centres = set()
+    for seed in range(20):
+        out = augment(sample, what, np.random.default_rng(seed), [2])
+        assert out.labels[0, 4, 4] == 2
+        centres.add(tuple(np.argwhere(out.labels[0] == 2)[0]))
+    assert centres == {(3, 3), (3, 4), (4, 3), (4, 4)}
+
+
+def test_focus_without_a_crop_changes_nothing() -> None:
+    sample = marked(c2=(0, 3, 3))
+    out = augment(sample, Augment(focus=1.0), np.random.default_rng(0), [2])
+    assert np.array_equal(out.frames, sample.frames)
+    assert np.array_equal(out.labels, sample.labels)
+
+
 @pytest.mark.parametrize(
     "bad",
     [
         {"flip": 1.5},
         {"jitter": -0.1},
+        {"focus": 1.01},
         {"brightness": 1.0},
         {"scale": (1.2, 0.8)},
         {"scale": (0.0, 1.0)},
