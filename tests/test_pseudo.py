@@ -250,6 +250,58 @@ def test_labels_are_read_back(tmp_path: Path) -> None:
         pseudo.read_labels(tmp_path)
 
 
+def test_what_a_set_is_predicted_as(tmp_path: Path) -> None:
+    """Shares of all pixels and entropies of frames, against the network's own predictions."""
+    labels, data = run(tmp_path, aggregate=False), clips()
+    maps = {(c.name, i): softmax_of(c, i) for c in data.clips for i in range(len(c))}
+    index = np.concatenate([p.argmax(0).ravel() for p in maps.values()])
+    assert labels.predicted == pytest.approx([float((index == k).mean()) for k in range(K)], abs=1e-3)
+    assert sum(labels.predicted) == pytest.approx(1)
+    found = np.concatenate([labels(c, i).ravel() for c in data.clips for i in range(len(c))])
+    assert labels.coverage == pytest.approx((found != 255).mean())
+
+    def entropy(clip: ArrayClip, *indices: int) -> float:
+        p = np.stack([maps[clip.name, i] for i in indices])
+        return float(-(p * np.log(p)).sum(1).mean() / np.log(K))
+
+    for clip in data.clips:
+        for indices in ((0,), (2, 0), tuple(range(len(clip)))):
+            assert labels.tube_entropy(clip, indices) == pytest.approx(entropy(clip, *indices), rel=1e-4)
+    with pytest.raises(IndexError):
+        labels.tube_entropy(data.clips[0], (len(data.clips[0]),))
+
+
+def test_shares_and_entropies_by_hand(tmp_path: Path) -> None:
+    """A clip weighs by its frames; the entropy of a tube is the mean over its frames, in any order."""
+    manifest = [
+        {"model": "m"},
+        {"clip": "a", "frames": 1, "predicted": [1.0, 0.0], "coverage": [0.5, 0.0], "entropy": [0.25], "theta": [0.9]},
+        {
+            "clip": "b",
+            "frames": 3,
+            "predicted": [0.2, 0.8],
+            "coverage": [0.1, 0.3],
+            "entropy": [0.5, 0.25, 1.0],
+            "theta": [0.7],
+        },
+    ]
+    labels = pseudo.PseudoLabels(tmp_path, manifest)
+    assert labels.predicted == pytest.approx([0.4, 0.6])
+    assert labels.coverage == pytest.approx((0.5 + 3 * 0.4) / 4)
+    assert labels.theta == [0.7]
+    one, three = (ArrayClip(name, np.zeros((n, 1, 1, 3), np.uint8)) for name, n in (("a", 1), ("b", 3)))
+    assert labels.tube_entropy(one, [0]) == 0.25
+    assert labels.tube_entropy(three, [2, 0]) == 0.75
+    assert labels.tube_entropy(three, range(3)) == pytest.approx(1.75 / 3)
+
+
+def test_entropy_is_that_of_the_network_not_of_its_neighbourhood(tmp_path: Path) -> None:
+    """Aggregation changes labels and confidences; how sure the network itself is stays."""
+    alone, together = run(tmp_path / "a", aggregate=False), run(tmp_path / "b", aggregate=True)
+    assert [e["entropy"] for e in alone.manifest[1:]] == [e["entropy"] for e in together.manifest[1:]]
+    assert alone.predicted != together.predicted
+
+
 def test_labels_are_eight_bit_png(tmp_path: Path) -> None:
     from PIL import Image
 
