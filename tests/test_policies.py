@@ -145,45 +145,60 @@ def test_a_clip_is_more_than_its_frames() -> None:
 # ---- thresholds of the whole set
 
 
-@pytest.mark.parametrize("theta", [[0.9, 0.5, 0.25, 1.0], [0.5, 0.5, 0.5, 0.5], [1.0, 1.0, 1.0, 1.0]])
-def test_class_balanced_is_cbst(theta: list[float]) -> None:
+def cbst(p: Array, theta: Array, settings: Pseudo) -> Array:
     """argmax of P / theta where that reaches 1, which need not be the argmax of P."""
-    p, bars = probabilities(3), np.array(theta)
-    found, after = label("class_balanced", p, bars, Pseudo())
+    found = np.full((len(p), *p.shape[2:]), NONE)
     for n, y, x in np.ndindex(found.shape):
-        ratios = p[n, :, y, x] / bars
-        assert found[n, y, x] == (ratios.argmax() if ratios.max() >= 1 else NONE)
-    assert after == theta
-    assert ((found != NONE) & (found != p.argmax(1))).any() == (len(set(theta)) > 1)
+        ratios = p[n, :, y, x] / theta
+        if ratios.max() >= 1:
+            found[n, y, x] = ratios.argmax()
+    return found
 
 
-@pytest.mark.parametrize("alpha", [0.1, 0.013, 0.5, 1.0])
-@pytest.mark.parametrize("theta", [[0.9, 0.5, 0.25, 1.0], [1.0, 1.0, 1.0, 1.0]])
-def test_class_or_image_is_ccm(theta: list[float], alpha: float) -> None:
+def ccm(p: Array, theta: Array, settings: Pseudo) -> Array:
     """A class above its threshold, the most likely one or not, or among the surest of the frame; labelled by argmax."""
-    p, bars = probabilities(3), np.array(theta)
-    found, after = label("class_or_image", p, bars, Pseudo(alpha=alpha))
-    H, W = found.shape[1:]
-    for n in range(len(p)):
-        surest = sorted(p[n].max(0).ravel(), reverse=True)[max(int(alpha * H * W), 1) - 1]
-        for y, x in np.ndindex(H, W):
-            of_class = any(p[n, k, y, x] > bars[k] for k in range(K))
-            kept = of_class or p[n, :, y, x].max() >= surest
-            assert found[n, y, x] == (p[n, :, y, x].argmax() if kept else NONE)
-    assert after == theta
-    assert (found != NONE).mean() >= min(alpha, 0.99) - 1 / (H * W)
+    found = np.full((len(p), *p.shape[2:]), NONE)
+    for n, y, x in np.ndindex(found.shape):
+        ordered = sorted(p[n].max(0).ravel(), reverse=True)
+        surest = ordered[max(int(settings.alpha * len(ordered)), 1) - 1]
+        if any(p[n, k, y, x] > theta[k] for k in range(K)) or p[n, :, y, x].max() >= surest:
+            found[n, y, x] = p[n, :, y, x].argmax()
+    return found
 
 
-@pytest.mark.parametrize("cap", [0.9, 0.5, 1.0])
-@pytest.mark.parametrize("theta", [[0.95, 0.5, 0.25, 1.0], [0.9, 0.9, 0.9, 0.9]])
-def test_top_portion_is_fda(theta: list[float], cap: float) -> None:
+def fda(p: Array, theta: Array, settings: Pseudo) -> Array:
     """The surest of each class, and whatever reaches the cap; what equals its bar passes."""
-    p = probabilities(3)
-    found, after = label("top_portion", p, np.array(theta), Pseudo(cap=cap))
+    found = np.full((len(p), *p.shape[2:]), NONE)
     for n, y, x in np.ndindex(found.shape):
         best = p[n, :, y, x].argmax()
-        assert found[n, y, x] == (best if p[n, best, y, x] >= np.float32(min(theta[best], cap)) else NONE)
-    assert after == theta
+        if p[n, best, y, x] >= np.float32(min(theta[best], settings.cap)):
+            found[n, y, x] = best
+    return found
+
+
+DEFINITIONS = {"class_balanced": cbst, "class_or_image": ccm, "top_portion": fda}
+SET_WIDE = [name for name, policy in POLICIES.items() if policy.set_wide]
+SETTINGS = [Pseudo(), Pseudo(alpha=0.013, cap=0.5), Pseudo(alpha=0.5, cap=1.0), Pseudo(alpha=1.0)]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: f"{s.alpha}-{s.cap}")
+@pytest.mark.parametrize("theta", [[0.9, 0.5, 0.25, 1.0], [0.5, 0.5, 0.5, 0.5], [1.0, 1.0, 1.0, 1.0], None])
+@pytest.mark.parametrize("policy", SET_WIDE)
+def test_set_wide_policies(policy: str, theta: list[float] | None, settings: Pseudo) -> None:
+    """Also with thresholds that are confidences of the set, which some pixels equal."""
+    p = probabilities(3)
+    bars = portion_of_set(p, 0.3) if theta is None else np.array(theta)
+    found, after = label(policy, p, bars, settings)
+    np.testing.assert_array_equal(found, DEFINITIONS[policy](p, bars, settings))
+    assert after == bars.tolist()
+    assert (found != NONE).any()
+
+
+def test_class_balanced_changes_classes() -> None:
+    p = probabilities(3)
+    for theta, changes in (([0.9, 0.5, 0.25, 1.0], True), ([0.5] * K, False)):
+        found, _ = label("class_balanced", p, np.array(theta), Pseudo())
+        assert ((found != NONE) & (found != p.argmax(1))).any() == changes
 
 
 def test_all_labels_everything() -> None:
@@ -224,7 +239,7 @@ def generated(p: Array, lengths: tuple[int, ...], settings: Pseudo, folder: Path
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.34, 0.02, 1.0])
-@pytest.mark.parametrize("policy", [name for name, policy in POLICIES.items() if policy.set_wide])
+@pytest.mark.parametrize("policy", SET_WIDE)
 def test_thresholds_of_the_whole_set(policy: str, alpha: float, tmp_path: Path) -> None:
     """One list of every class over all clips; a class of which the portion is no pixel gets 1."""
     p = probabilities(6, seed=3)
@@ -233,9 +248,9 @@ def test_thresholds_of_the_whole_set(policy: str, alpha: float, tmp_path: Path) 
     theta = portion_of_set(p, alpha)
     assert [entry["theta"] for entry in labels.manifest[1:]] == [theta.tolist()] * 3
     assert labels.theta == theta.tolist()
-    wanted, _ = label(policy, p, theta, settings)
+    wanted = DEFINITIONS[policy](p, theta, settings)
     ratio = np.sort(p / theta[:, None, None], 1)
-    clear = (ratio[:, -1] - ratio[:, -2] > 1e-5) | (policy == "top_portion")  # two classes may tie for P / theta
+    clear = (ratio[:, -1] - ratio[:, -2] > 1e-5) | (policy != "class_balanced")  # two classes may tie for P / theta
     assert clear.mean() > 0.95
     np.testing.assert_array_equal(found[clear], wanted[clear])
     assert (theta[-1] == 1) == (alpha == 0.02)  # the rare class
