@@ -138,8 +138,8 @@ def matched_source(
         tube = stack([label_layout(_truth(clip, i), K) for i in indices])
         scores.append(layout_score(tube, centres).mean())
     best = torch.stack(scores).argsort(stable=True)[: max(1, int(settings.matched * len(pool)))].tolist()
-    chosen = {(clip, i) for clip, indices in pool.chosen(best).tubes for i in indices}
-    for clip, i in progress(sorted(chosen, key=lambda x: (x[0].name, x[1])), desc="source pixels", unit="frame"):
+    chosen = {(clip.name, i): (clip, i) for clip, indices in pool.chosen(best).tubes for i in indices}
+    for clip, i in progress(chosen.values(), desc="source pixels", unit="frame"):
         probs = _logits(run, network, clip, i).softmax(1)[0]
         kept = similar_pixels(probs, _truth(clip, i).to(run.device), templates.mean(), settings.pixels)
         write_label(_file(folder, clip, i), kept.cpu().numpy())
