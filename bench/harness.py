@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from statistics import median, quantiles
 from typing import Any
 
@@ -17,10 +18,10 @@ from torch import Tensor
 
 from vda.ops import _lib
 
-from . import timing
+from . import memory, timing
 from .ceilings import Ceilings
 from .table import AGREES, Results, Row
-from .work import Work
+from .work import NO_WORK, Work
 
 Call = Callable[[], Any]
 Prepare = Callable[..., Call]
@@ -34,6 +35,19 @@ ONLY_ON = {"naive": "cuda", "mmcv": "cuda", "cv2.remap": "cpu"}  # rows that exi
 
 class Unavailable(Exception):
     """A row cannot run here; the sentence says why."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a row runs beside, e.g. a network: timed before every round, so that a load that comes and goes slows both.
+
+    run: one call, of so many frames. row_frames: those of a call of the row.
+    """
+
+    name: str
+    run: Call
+    frames: int
+    row_frames: int
 
 
 # ---- kinds of rows ----
@@ -139,9 +153,17 @@ class Bench:
         """The paper's 1024 x 2048 on a GPU and with --full, else half of that per side."""
         return self.size(1024, 2048) if self.device.type == "cuda" or self.full else self.size(512, 1024)
 
-    def case(self, op: str, shape: str, work: Work, kind: str = "float32") -> None:
-        """Say what is measured; comes first, because --list ends here."""
+    def case(
+        self, op: str, shape: str, work: Work = NO_WORK, kind: str = "float32", *, beside: Beside | None = None
+    ) -> None:
+        """Say what is measured; comes first, because --list ends here.
+
+        beside: what the row's time is a share of, in place of a ceiling; then `work` is not needed.
+        """
         self._record = Row(op, shape, kind, self.row, work.flop / 1e9, work.nbytes / 1e6, work.gemm)
+        self._beside = beside
+        if beside is not None:
+            self._record.frames, self._record.beside = beside.row_frames, beside.name
         self._results.rows.append(self._record)
         self.benchmark.group = f"{op}, {shape}, {kind}, {self.device.type}"
         self.benchmark.extra_info.update(gflop=self._record.gflop, mbyte=self._record.mbyte)
@@ -149,11 +171,14 @@ class Bench:
             pytest.skip("--list")
 
     def time(self, rows: Rows, *inputs: Tensor, atol: float = 1e-4, share: float = 0.0) -> None:
-        """Check this row against the first, which is ours where there is one, then time it with pytest-benchmark."""
+        """Check this row against the first, which is ours where there is one, then time it with pytest-benchmark.
+
+        What a call has to do before every round, untimed, is its method `before`, where it has one.
+        """
         inputs = tuple(x.to(self.device) for x in inputs)
         first_row = next(iter(rows))
-        ours = rows[first_row](*inputs)
         try:
+            ours = rows[first_row](*inputs)
             call = rows[self.row](*inputs)
             found, first = timing.once(call, self.device)
         except Unavailable as reason:
@@ -168,15 +193,25 @@ class Bench:
             self._record.note = AGREES
             self.benchmark.pedantic(call)
         else:
-            self._ceilings.sample()
+            if self._beside is None:
+                self._ceilings.sample()
             self._measure(call, first)
 
+    def grows(self, once: Call, twice: Call) -> None:
+        """Measure how much more memory twice the work takes at most."""
+        if not self.check_only:
+            self._record.growth = memory.growth(once, twice)
+
     def _measure(self, call: Call, first: float) -> None:
-        slow = first > SLOW  # then the first call has warmed up enough
+        slow = first > SLOW or self._beside is not None  # then the first call has warmed up enough
         estimate = first if slow else min(timing.once(call, self.device)[1] for _ in range(3))
+        if self._beside is not None:
+            estimate += timing.once(self._beside.run, self.device)[1]
         least = self._min_rounds if self._min_rounds * estimate < 10 * self._max_time else min(3, self._min_rounds)
         rounds = max(least, min(MAX_ROUNDS, int(self._max_time / estimate)))
-        setup = timing.cold_l2(self.device) if self.device.type == "cuda" else None
+        setup, other = timing.cold_l2(self.device) if self.device.type == "cuda" else None, list[float]()
+        if self._beside is not None:
+            setup = self._alternate(call, self._beside, other)
         self.benchmark.pedantic(call, setup=setup, rounds=rounds, warmup_rounds=0 if slow else 1)
         if self.benchmark.stats is None:  # --benchmark-disable
             return
@@ -185,3 +220,17 @@ class Bench:
         record.median, record.best, record.rounds = median(times), min(times), len(times)
         low, _, high = quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
         record.spread = (high - low) / record.median
+        if self._beside is not None:
+            record.beside_frame = median(other) / self._beside.frames
+            ratio = median(a / b for a, b in zip(times, other, strict=True))
+            record.share = ratio * self._beside.frames / self._beside.row_frames
+
+    def _alternate(self, call: Call, beside: Beside, times: list[float]) -> Callable[[], None]:
+        """What comes before a round of `call`: `beside`, whose time is added to `times`."""
+
+        def before() -> None:
+            times.append(timing.once(beside.run, self.device)[1])
+            if hasattr(call, "before"):
+                call.before()
+
+        return before

@@ -13,6 +13,7 @@ from typing import Any
 from . import machine
 
 HEAD = ("op", "shape", "row", "time", "rate", "of ceiling", "× torch")
+BESIDE_HEAD = ("op", "shape", "row", "time per frame", "frames/s", "beside", "its time per frame", "share", "growth")
 NOT_MEASURED = "not measured"
 AGREES = "agrees"  # the time of a row that was only checked
 SPREAD = 0.1  # an interquartile range above this part of the median is shown
@@ -37,6 +38,11 @@ class Row:
     fraction: float | None = None  # of that ceiling
     times_torch: float | None = None
     note: str = ""  # why there is no time, or what its result lacks
+    frames: int = 0  # of a call, where the row is compared with what it runs beside; then it has no ceiling
+    beside: str = ""  # what that is
+    beside_frame: float | None = None  # its median time per frame
+    share: float | None = None  # of that time, frame by frame: the median over the rounds
+    growth: int | None = None  # bytes that the peak of twice the work lies above its own
 
     @property
     def case(self) -> tuple[str, str, str]:
@@ -55,7 +61,7 @@ class Results:
         """Fill in what needs all rows: fractions of the best ceilings, ratios to the composition."""
         by_case = {row.case: row.median for row in self.rows if row.row == "torch" and row.median is not None}
         for row in self.rows:
-            if row.median is None:
+            if row.median is None or row.frames:
                 continue
             if self.ceilings:
                 least = {"copy": row.mbyte * 1e6 / self.ceilings["copy"]}  # seconds, if the ceiling were reached
@@ -78,19 +84,19 @@ class Results:
 
 
 def markdown(results: Results) -> str:
-    """The machine, its ceilings, the table, and a list of what was not measured and why."""
+    """The machine, its ceilings, the table, a second one of the rows that are compared with what they run beside, and
+    a list of what was not measured and why."""
     lines = [machine.line(results.machine)]
     if results.ceilings:
         lines.append(f"Ceilings: {ceilings(results.ceilings)}.")
-    cells = [HEAD, *(_cells(row) for row in results.rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(HEAD))]
-    rule = ["-" * w if i < 3 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-    lines += ["", *(_line(line, widths) for line in (HEAD, rule, *cells[1:])), ""]
+    alone, beside = ([row for row in results.rows if bool(row.frames) == both] for both in (False, True))
+    for head, cells in ((HEAD, [_cells(row) for row in alone]), (BESIDE_HEAD, [_beside_cells(row) for row in beside])):
+        lines += ["", *_table(head, cells)] if cells else []
     reasons: dict[str, list[str]] = {}
     for row in results.rows:
         if row.median is None and row.note not in ("", AGREES):
             reasons.setdefault(row.note, []).append(f"{row.op} {row.row}")
-    lines += [f"- {', '.join(dict.fromkeys(names))}: {reason}." for reason, names in reasons.items()]
+    lines += ["", *(f"- {', '.join(dict.fromkeys(names))}: {reason}." for reason, names in reasons.items())]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -100,18 +106,39 @@ def ceilings(best: dict[str, float]) -> str:
     return ", ".join([*gemms, f"copy {_rate(best['copy'], 'B')} (bytes read plus bytes written)"])
 
 
+def _start(row: Row) -> tuple[str, str, str]:
+    return row.op, f"{row.shape} {row.kind}".rstrip(), f"**{row.row}**" if row.row == "ours" else row.row
+
+
 def _cells(row: Row) -> tuple[str, ...]:
-    name = f"**{row.row}**" if row.row == "ours" else row.row
-    start = (row.op, f"{row.shape} {row.kind}", name)
+    start = _start(row)
     if row.median is None:
         return *start, row.note if row.note == AGREES else NOT_MEASURED, "", "", ""
-    noisy = row.spread is not None and row.spread > SPREAD
-    time = duration(row.median) + (f" (±{50 * row.spread:.0f} %)" if noisy and row.spread else "")
+    time = duration(row.median) + _noise(row)
     memory = row.bound in ("", "copy")
     rate = _rate((row.mbyte * 1e6 if memory else row.gflop * 1e9) / row.median, "B" if memory else "FLOP")
     fraction = "" if row.fraction is None else f"{_percent(row.fraction)} {row.bound}"
     ratio = "" if row.times_torch is None else _three(row.times_torch)
     return *start, time, rate, fraction, ratio
+
+
+def _beside_cells(row: Row) -> tuple[str, ...]:
+    start = _start(row)
+    if row.median is None or row.beside_frame is None or row.share is None:
+        return *start, row.note if row.note == AGREES else NOT_MEASURED, "", row.beside, "", "", ""
+    frame = row.median / row.frames
+    time, growth = duration(frame) + _noise(row), "" if row.growth is None else f"{max(0, row.growth) / 1e6:.1f} MB"
+    return *start, time, _three(1 / frame), row.beside, duration(row.beside_frame), _percent(row.share), growth
+
+
+def _noise(row: Row) -> str:
+    return f" (±{50 * row.spread:.0f} %)" if row.spread is not None and row.spread > SPREAD else ""
+
+
+def _table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(line[i]) for line in (head, *cells)) for i in range(len(head))]
+    rule = ["-" * w if i < 3 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return [_line(line, widths) for line in (head, rule, *cells)]
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

@@ -30,6 +30,9 @@ class Work:
     gemm: str = ""  # of ceilings.GEMMS, where the arithmetic is that of a matrix product, which then is a ceiling too
 
 
+NO_WORK = Work(0, 0)  # not counted
+
+
 def _inside(B: int, H: int, W: int) -> int:
     """Pairs (p, p + d) of which both lie in the frame: the zeros around it cost nothing, so they do not count."""
     down = sum(max(0, H - abs(d)) for d in REACH)

@@ -1,7 +1,7 @@
 """Pseudo labels: Algorithm 1 of the paper with Eq. 10 (aggregation), and the same for every other policy.
 
-Memory holds the logits of at most three frames, the flow of two pairs, and 3 bytes a pixel (label and 16-bit
-confidence; twice that for a relative policy) of one clip.
+Memory holds the logits of at most three frames, the flow of two pairs, and 4 bytes a pixel (two labels and a 16-bit
+confidence; 7 for a relative policy) of one clip.
 Labels are written as uint8 PNG, 255 for "none", beside a manifest that names the model, the flow, and the thresholds
 of every finished clip; thresholds run from clip to clip, so a stopped run continues from the manifest and ends with
 the same files.
@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +35,8 @@ from vda.ops import ClassThresholds, aggregate_labels
 from vda.options import Occlusion, Pseudo
 from vda.policies import POLICIES, Confident
 from vda.progress import progress
+
+_WRITERS = 8  # threads; a file waits for the disk longer than it takes to compress
 
 
 @dataclass(frozen=True)
@@ -103,11 +107,15 @@ def _stack(maps: list[Tensor], like: Tensor) -> Tensor:
 
 def confident(generator: Generator, clip: Clip, theta: Tensor | None = None) -> tuple[Confident, list[float]]:
     """The predictions of all frames of a clip, and the entropy of each."""
-    found = list(predictions(generator, clip, theta))
-    maps = [torch.cat([getattr(frame, name) for frame in found]) for name in ("label", "confidence")]
-    if theta is not None:
-        maps += [torch.cat([frame.relative[k] for frame in found if frame.relative]) for k in (0, 1)]
-    return Confident(*maps), [float(frame.entropy) for frame in found]
+    maps: list[Tensor] = []
+    entropies = []
+    for i, frame in enumerate(predictions(generator, clip, theta)):
+        found = (frame.label, frame.confidence, *(frame.relative or ()))
+        maps = maps or [x.new_empty(len(clip), *x.shape[1:]) for x in found]
+        for whole, one in zip(maps, found, strict=True):
+            whole[i] = one[0]
+        entropies.append(frame.entropy)
+    return Confident(*maps), torch.stack(entropies).tolist()
 
 
 def portion_thresholds(generator: Generator, dataset: VideoDataset) -> Tensor:
@@ -182,7 +190,7 @@ def generate(
 
     Raises UsageError where `folder` holds the labels of another model, flow, data set or setting.
     """
-    settings, policy = generator.settings, POLICIES[generator.settings.policy]
+    settings = generator.settings
     head = {
         "format": 2,
         "model": model,
@@ -201,24 +209,31 @@ def generate(
     with torch.inference_mode():
         theta = _thresholds_so_far(generator, dataset, manifest) if len(todo) else torch.empty(0)
         for c in progress(todo, desc="pseudo labels", unit="clip", initial=len(order) - len(todo), total=len(order)):
-            clip = dataset.clips[c]
-            found, entropies = confident(generator, clip, theta if policy.relative else None)
-            labels, theta = policy.label(found, theta, settings)
-            kept = labels.cpu().numpy()
-            for i, label in enumerate(kept):
-                write_label(folder / clip.name / f"{clip.frame_names[i]}.png", label)
-            manifest.append(
-                {
-                    "clip": clip.name,
-                    "frames": len(clip),
-                    "theta": theta.tolist(),
-                    "coverage": _shares(kept, dataset.num_classes),
-                    "predicted": _shares(found.label.cpu().numpy(), dataset.num_classes),
-                    "entropy": entropies,
-                }
-            )
+            entry, theta = _label(generator, dataset.clips[c], theta, folder, dataset.num_classes)
+            manifest.append(entry)
             _write_manifest(folder, manifest)
     return PseudoLabels(folder, manifest)
+
+
+def _label(generator: Generator, clip: Clip, theta: Tensor, folder: Path, K: int) -> tuple[dict[str, Any], Tensor]:
+    """Writes the labels of one clip, whose maps are gone before the next; its line of the manifest, and theta to go on
+    with."""
+    policy = POLICIES[generator.settings.policy]
+    found, entropies = confident(generator, clip, theta if policy.relative else None)
+    labels, theta = policy.label(found, theta, generator.settings)
+    kept = labels.cpu().numpy()
+    paths = [folder / clip.name / f"{name}.png" for name in clip.frame_names]
+    with ThreadPoolExecutor(_WRITERS) as pool:
+        deque(pool.map(write_label, paths, kept), maxlen=0)  # raises what a writer raised
+    entry = {
+        "clip": clip.name,
+        "frames": len(clip),
+        "theta": theta.tolist(),
+        "coverage": _shares(kept, K),
+        "predicted": _shares(found.label.cpu().numpy(), K),
+        "entropy": entropies,
+    }
+    return entry, theta
 
 
 def _thresholds_so_far(generator: Generator, dataset: VideoDataset, manifest: list[dict[str, Any]]) -> Tensor:

@@ -1,0 +1,50 @@
+"""Training data beside the network that it feeds: the loader's frames, and FDA's transfer of a frame's style.
+
+A loader keeps up where its time per frame is below that of the network's step. Streams are those of the methods: the
+source's, CBST's with resized crops around rare classes, and VST's with flow both ways. `2 workers` is what two loader
+processes give while nothing else asks for the cores; `2 workers, waiting` is how long a training still waits for its
+next batch, loaded while it trains.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import pytest
+import torch
+
+from bench import networks
+from bench.bench_spectral import pair
+from bench.feeds import Drawing, Feed, Stream, World
+from bench.harness import Bench, Beside, call
+from vda.spectral import transfer_spectrum
+
+DRAWN = 4  # batches of a call
+ROWS = {"ours": 0, "2 workers": 2, "2 workers, waiting": 2}
+CASES: list[tuple[World, Stream]] = [
+    *itertools.product(("embedded", "camvid"), ("source", "cbst", "vst")),  # type: ignore[list-item]
+    ("embedded, rendering", "vst"),  # its first epoch
+]
+
+
+@pytest.mark.cpu_only
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize(("world", "stream"), CASES)
+def test_loader(bench: Bench, world: World, stream: Stream, row: str) -> None:
+    feed = Feed(world, stream, small=bench.check_only)
+    count = {row: 1 if "waiting" in row else DRAWN for row in ROWS}
+    name = networks.training(feed.config.network)
+    beside = Beside(name, lambda: feed.step(), feed.frames, count[row] * feed.frames)
+    bench.case(f"loader {world}", feed.shape, kind="uint8", beside=beside)
+    bench.time({row: functools.partial(Drawing, feed, ROWS[row], count[row]) for row in ROWS})
+
+
+@pytest.mark.cpu_only
+@pytest.mark.parametrize("row", ["ours"])
+def test_fda_transfer(bench: Bench, row: str) -> None:
+    """Per frame of the source; how wide the window is hardly matters."""
+    H, W = bench.size(512, 1024)
+    forward = networks.forward(15, torch.rand(1, 3, H, W))
+    bench.case("FDA transfer", f"β=0.09 3×{H}×{W}", beside=Beside(networks.FORWARD, forward, 1, 1))
+    bench.time({row: call(transfer_spectrum, beta=0.09)}, *pair(H, W))

@@ -1,0 +1,42 @@
+"""How much memory something takes at most: exactly, by what torch and Python say they allocate and free.
+
+The system's own count of a process moves by tens of megabytes with what the C library keeps for later.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+from torch.profiler import ProfilerActivity, profile
+
+
+def peak(call: Callable[[], object]) -> int:
+    """Bytes that torch's tensors on the CPU take at most while call() runs, plus those that Python's objects, NumPy's
+    arrays among them, take at most; the two need not come at one moment."""
+    tracemalloc.start()
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+            call()
+        _, python = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiled.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    events = sorted((e for e in events if e["name"] == "[memory]"), key=lambda event: event["ts"])
+    held = most = 0
+    for event in events:
+        held += event["args"]["Bytes"]
+        most = max(most, held)
+    return most + python
+
+
+def growth(once: Callable[[], object], twice: Callable[[], object]) -> int:
+    """Bytes that the peak of twice() lies above that of once()."""
+    peak(once)  # what is made the first time and stays, the profiler's own too
+    return peak(twice) - peak(once)
