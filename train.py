@@ -27,7 +27,7 @@ import torch
 
 from vda import config as settings
 from vda.checkpoint import atomic_write, latest, load_checkpoint, load_weights, prune, save_checkpoint
-from vda.choice import scored
+from vda.choice import scored, snapshots
 from vda.cli import Stopped, choose_folder, create_folder, how_to_resume, parse, run_command
 from vda.data.tubes import Samples, loader
 from vda.errors import UsageError
@@ -109,11 +109,6 @@ def fit(run: Run, name: str, training: Round) -> None:
                 raise Stopped(f"stopped after step {done} of {label}")
 
 
-def snapshots(iterations: int, count: int) -> set[int]:
-    """Steps after which a checkpoint is kept: `count` evenly spaced ones, or fewer, and always the last."""
-    return {-(-iterations * k // count) for k in range(1, count + 1)}
-
-
 def step(method: Method, optimisers: dict[str, torch.optim.Optimizer], source: Any, target: Any) -> dict[str, float]:
     """One update from one batch of each domain; the value of each loss."""
     for opt in optimisers.values():
@@ -132,7 +127,7 @@ def step(method: Method, optimisers: dict[str, torch.optim.Optimizer], source: A
 
 def build_optimisers(method: Method, optimiser: Optimiser) -> dict[str, torch.optim.Optimizer]:
     """One for the network and its auxiliary heads (heads at ten times the rate), one for the discriminators."""
-    groups = method.network.parameter_groups(optimiser.lr)  # type: ignore[operator]
+    groups = method.network.parameter_groups(optimiser.lr)
     if heads := list(method.auxiliary.parameters()):
         groups.append({"name": "auxiliary", "params": heads, "lr": 10 * optimiser.lr})
     decay = optimiser.weight_decay

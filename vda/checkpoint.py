@@ -136,7 +136,7 @@ def save_checkpoint(
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step-{step:06d}"
+    path = folder / step_name(step)
     with _temporary_name(path) as temporary:
         temporary.mkdir()
         for file, content in files.items():
@@ -145,6 +145,11 @@ def save_checkpoint(
         _replace_folder(temporary, path)
     _fsync_folder(folder)
     return path
+
+
+def step_name(step: int) -> str:
+    """Name of the folder of a step's checkpoint."""
+    return f"step-{step:06d}"
 
 
 def _replace_folder(new: Path, path: Path) -> None:

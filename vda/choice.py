@@ -41,16 +41,20 @@ def scored(run: Run, name: str) -> Scores:
     path = folder / "scores.json"
     if path.exists() and (known := json.loads(path.read_text())).get("model") == last.digest:
         return dict(known)
-    found = [_snapshot(run, name, load_checkpoint(step)) for step in checkpoints(folder)]
-    rules = {
-        "last": found[-1],
-        "entropy": min(found, key=lambda s: s["entropy"]),
-        "agreement": max(found, key=lambda s: s["agreement"]),
-        "oracle": max(found, key=lambda s: s["miou"] or 0.0),
-    }
+    stays = snapshots(last.step, run.config.snapshots)  # and no checkpoint that is there because a run was stopped
+    found = [_snapshot(run, name, load_checkpoint(step)) for step in checkpoints(folder, stays)]
+    rules = {"last": found[-1], "oracle": max(found, key=lambda s: s["miou"] or 0.0)}
+    if "agreement" in found[-1]:  # there are neighbouring frames
+        rules["entropy"] = min(found, key=lambda s: s["entropy"])
+        rules["agreement"] = max(found, key=lambda s: s["agreement"])
     scores = found[-1] | {"rules": {rule: s | {"rule": rule} for rule, s in rules.items()}}
     write_scores(path, scores)
     return scores
+
+
+def snapshots(iterations: int, count: int) -> set[int]:
+    """Steps after which a checkpoint is kept: `count` evenly spaced ones, or fewer, and always the last."""
+    return {-(-iterations * k // count) for k in range(1, count + 1)}
 
 
 def _snapshot(run: Run, name: str, checkpoint: Checkpoint) -> Scores:
@@ -68,7 +72,10 @@ def _snapshot(run: Run, name: str, checkpoint: Checkpoint) -> Scores:
 
 @torch.inference_mode()
 def without_labels(run: Run, network: nn.Module) -> dict[str, float]:
-    """What can be said of a network on the target without labels: "entropy" and "agreement", both 0..1."""
+    """What can be said of a network on the target without labels: "entropy" and "agreement", both 0..1.
+
+    Nothing where no frame has a neighbour.
+    """
     network.eval()
     entropies, same, seen = [], 0, 0
     for clip, i in progress(spread(run.target, PAIRS), desc="target", unit="pair"):
@@ -76,8 +83,9 @@ def without_labels(run: Run, network: nn.Module) -> dict[str, float]:
         entropies.append(float(torch.stack([min_entropy(x) for x in logits]).mean()))
         agree, shown = _agreement(run, clip, i, logits)
         same, seen = same + agree, seen + shown
-    count = max(1, len(entropies))
-    return {"entropy": sum(entropies) / count, "agreement": same / max(1, seen)}
+    if not entropies:
+        return {}
+    return {"entropy": sum(entropies) / len(entropies), "agreement": same / max(1, seen)}
 
 
 def _agreement(run: Run, clip: Clip, i: int, logits: list[torch.Tensor]) -> tuple[int, int]:

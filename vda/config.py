@@ -14,6 +14,7 @@ import re
 import types
 import typing
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -102,7 +103,23 @@ def digest(config: Config) -> str:
     relevant = {k: v for k, v in to_dict(config).items() if k not in _BESIDE_THE_POINT}
     relevant["data"] = {k: v for k, v in relevant["data"].items() if k not in _BESIDE_THE_POINT_OF_DATA}
     relevant["flow"]["cache"] = config.flow.cache is not None  # its flow is rounded, wherever it lies
+    for part, weights in (("network", config.network.weights), ("flow", config.flow.weights)):
+        relevant[part]["weights"] = weights and _content(weights)
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
+
+
+def _content(path: Path) -> str:
+    """Hash of a file's content, once for each version of it; the path where there is no file."""
+    try:
+        return _hash_of(path, path.stat().st_mtime_ns)
+    except OSError:
+        return str(path)
+
+
+@lru_cache
+def _hash_of(path: Path, modified: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def method_digest(config: Config, name: str) -> str:

@@ -152,7 +152,7 @@ class Pseudo:
 
     def __post_init__(self) -> None:
         wanted(0 < self.theta_init < 1, "pseudo.theta_init", "between 0 and 1", self.theta_init)
-        wanted(0 <= self.alpha <= 1, "pseudo.alpha", "0 to 1", self.alpha)
+        wanted(0 < self.alpha <= 1, "pseudo.alpha", "above 0, at most 1", self.alpha)
         wanted(0 <= self.beta <= 1, "pseudo.beta", "0 to 1", self.beta)
         wanted(self.gamma >= 0, "pseudo.gamma", "0 or more", self.gamma)
         wanted(0 < self.cap <= 1, "pseudo.cap", "above 0, at most 1", self.cap)

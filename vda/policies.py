@@ -50,7 +50,11 @@ def clip_adaptive(clip: Confident, theta: Tensor, settings: Pseudo) -> tuple[Ten
 
 
 def instance_adaptive(clip: Confident, theta: Tensor, settings: Pseudo) -> tuple[Tensor, Tensor]:
-    """Eq. 4 (IAST): every frame is an instance."""
+    """Eq. 4 (IAST): every frame is an instance.
+
+    Frames come clip by clip, in their order; the published code shuffles all frames of the set. So here the thresholds
+    follow a clip more closely.
+    """
     thetas = []
     for confidence, label in zip(clip.confidence, clip.label, strict=True):
         theta = _updated(confidence, label, theta, settings)
@@ -59,17 +63,24 @@ def instance_adaptive(clip: Confident, theta: Tensor, settings: Pseudo) -> tuple
 
 
 def class_balanced(clip: Confident, theta: Tensor, settings: Pseudo) -> tuple[Tensor, Tensor]:
-    """CBST: argmax of P / theta, where that is at least 1."""
+    """CBST: argmax of P / theta, where that is at least 1.
+
+    Confidences are 16 bits wide, 5e-4 apart near 1. So a class that is surer than that on more than its portion has
+    theta = 1, and all its pixels that round to 1 are labelled.
+    """
     assert clip.relative_label is not None
     assert clip.ratio is not None
     return torch.where(clip.ratio >= 1, clip.relative_label, IGNORE), theta
 
 
 def class_or_image(clip: Confident, theta: Tensor, settings: Pseudo) -> tuple[Tensor, Tensor]:
-    """CCM: where any class exceeds its threshold, or the pixel is among the surest alpha of its frame."""
+    """CCM: where any class reaches its threshold, or the pixel is among the surest alpha of its frame.
+
+    Published is "exceeds", for 32-bit confidences; 16 bits tie at 1, where nothing would exceed.
+    """
     assert clip.ratio is not None
     bars = torch.stack([image_quantile(frame, settings.alpha) for frame in clip.confidence])
-    kept = (clip.ratio > 1) | (clip.confidence >= bars[:, None, None])
+    kept = (clip.ratio >= 1) | (clip.confidence >= bars[:, None, None])
     return torch.where(kept, clip.label, IGNORE), theta
 
 

@@ -46,7 +46,7 @@ def at_proportion(run: Run, model: Path, settings: Pseudo, proportion: float, fo
     path = folder / "p-miou.json"
     if path.exists():
         return dict(json.loads(path.read_text()))
-    low, high = 0.0, 1.0
+    low, high = 0.0, 1.0  # alpha, exclusive and inclusive
     best: dict[str, Any] = {}
     for _ in range(STEPS):
         alpha = (low + high) / 2

@@ -10,9 +10,8 @@ the same files.
 from __future__ import annotations
 
 import json
-import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -170,10 +169,9 @@ class PseudoLabels:
         total = sum(c["frames"] for c in clips)
         return [sum(of) / total for of in zip(*([c["frames"] * x for x in c[what]] for c in clips), strict=True)]
 
-    def tube_entropy(self, clip: Clip, indices: Sequence[int]) -> float:
-        """Mean over some frames of the mean normalised entropy of the predictions, 0..1."""
-        entropies = self._entropies[clip.name]
-        return math.fsum(entropies[i] for i in indices) / len(indices)
+    def entropy(self, clip: Clip, i: int) -> float:
+        """Mean normalised entropy of the prediction of a frame, 0..1."""
+        return self._entropies[clip.name][i]
 
     @cached_property
     def _entropies(self) -> dict[str, list[float]]:

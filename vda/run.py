@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from vda import pseudo
-from vda.checkpoint import Checkpoint, atomic_write, is_valid, latest, load_checkpoint, load_weights
+from vda.checkpoint import Checkpoint, atomic_write, is_valid, latest, load_checkpoint, load_weights, step_name
 from vda.config import Config, method_digest
 from vda.data import VideoDataset, open_dataset
 from vda.data.clip import FlowSource
@@ -28,7 +28,7 @@ from vda.flow.cache import CachedFlow
 from vda.flow.providers import FlowProvider, NetworkFlow, both_ways, provider
 from vda.methods import METHODS
 from vda.models import Ensemble, build_network
-from vda.options import Pseudo
+from vda.options import Flow, Pseudo
 
 FINISHED = "finished.json"
 
@@ -37,6 +37,12 @@ FINISHED = "finished.json"
 def _open(name: str, root: Path | None, size: tuple[int, int]) -> VideoDataset:
     """Opened once for all runs of a process: the rows of a table share their data, and what it keeps in memory."""
     return open_dataset(name, root, size)
+
+
+@lru_cache(maxsize=1)
+def _provider(flow: Flow, device: torch.device) -> FlowProvider:
+    """One flow network for all runs of a process."""
+    return provider(flow, device)
 
 
 class Run:
@@ -53,13 +59,14 @@ class Run:
         self.target = _open(data.target, target_root, data.size)
         self.labelled_target = _open(data.oracle or data.target, target_root, data.size)
         self.validation = _open(data.validation, target_root, data.size)
-        if not self.source.classes == self.target.classes == self.validation.classes:
-            raise UsageError(f"data sets {data.source}, {data.target} and {data.validation}: wanted one class list")
+        datasets = (self.source, self.target, self.labelled_target, self.validation)
+        if len({dataset.classes for dataset in datasets}) > 1:
+            raise UsageError(f"data sets {', '.join(d.name for d in datasets)}: wanted one class list")
         self.flow = self._flow()
         self._check()
 
     def _flow(self) -> FlowProvider:
-        computed = provider(self.config.flow, self.device)
+        computed = _provider(self.config.flow, self.device)
         cache = self.config.flow.cache
         return computed if cache is None else CachedFlow(cache, self.target, computed.name)
 
@@ -71,6 +78,8 @@ class Run:
             raise UsageError("methods: wanted at least one method to train, found none")
         for dataset in (self.source, self.target):
             self.tubes(dataset, None)  # refuses clips that are shorter than a tube
+        if any(METHODS[name].leaves_network for name in self.config.training):
+            self.check_flow({1})  # the choice of a checkpoint without labels wants it (vda/choice.py)
         if net.weights is not None and not net.weights.is_file():
             raise UsageError(f"{net.weights}: wanted a file of backbone weights, found none")
         for name in self.config.training:
@@ -117,8 +126,13 @@ class Run:
     def folder_of(self, name: str) -> Path:
         """The folder of a method."""
         if self.shared:
-            return self.folder / f"{name}-{method_digest(self.config, name)[:12]}"
+            return self.folder / f"{name}-{self._digest(name)[:12]}"
         return self.folder / name
+
+    def _digest(self, name: str) -> str:
+        """Of all that decides the numbers of a method; a part of a data set does not pass for the whole."""
+        frames = [(dataset.name, dataset.num_frames) for dataset in (self.source, self.target, self.validation)]
+        return hashlib.sha256(f"{method_digest(self.config, name)} {frames}".encode()).hexdigest()
 
     def finish(self, name: str, result: Path) -> None:
         """Notes that a method is done, and which folder of its rounds holds the result."""
@@ -171,15 +185,16 @@ class Run:
         flow: FlowSource | None = None,
         focus: Sequence[int] = (),
         stream: int = 0,
+        number: int = 0,
     ) -> Tubes:
-        """Training tubes; `stream` keeps the draws of two data sets of one method apart."""
+        """Training tubes; `stream` keeps the draws of two data sets apart, `number` those of the rounds of a method."""
         data = self.config.data
         return Tubes(
             dataset,
             length=data.tube_length,
             step=data.frame_step,
             augment=augment or self.config.augment,
-            seed=2 * self.config.seed + stream,
+            seed=(2 * self.config.seed + stream) + 1_000_003 * number,
             labels=labels,
             flow=flow,
             focus=focus,
@@ -233,9 +248,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return load_checkpoint(newest)
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """The valid checkpoints of a round's folder, oldest first."""
-    return [step for step in sorted(folder.glob("step-*")) if is_valid(step)]
+def checkpoints(folder: Path, steps: Collection[int]) -> list[Path]:
+    """The valid checkpoints of these steps in a round's folder, oldest first."""
+    return [path for step in sorted(steps) if (path := folder / step_name(step)).exists() and is_valid(path)]
 
 
 def _on_device(network: nn.Module, device: torch.device) -> nn.Module:

@@ -45,7 +45,7 @@ class Batch:
     frames [B, T, 3, H, W] RGB, uint8 from the loader, float32 in [0, 1] after `to`. labels [B, T, H, W] uint8, 255 is
     ignored; None where unlabelled. flows [B, T - 1, 2, 2, H, W] float32, pixels: flows[:, t, 0] = F_{t -> t+1},
     flows[:, t, 1] = F_{t+1 -> t}; None where not asked for. names: CLIP/FRAME of every frame. part [B] int64: which of
-    the parts of `Mixed` a tube is from, 0 without parts.
+    the parts of `Mixed` a tube is from, 0 without parts; on the CPU.
     """
 
     frames: Tensor
@@ -72,7 +72,6 @@ class Batch:
             frames=frames.float() / 255 if frames.dtype == torch.uint8 else frames,
             labels=move(self.labels),
             flows=move(self.flows),
-            part=self.part.to(device),
         )
 
 

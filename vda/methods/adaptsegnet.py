@@ -46,16 +46,18 @@ class AdaptSegNet(Method):
     title = "AdaptSegNet"
     settings_type = AdaptSegNetSettings
     maps: ClassVar[str] = "softmax"
+    adversarial: ClassVar[bool] = True
     foreign_source: ClassVar[bool] = True  # another domain, whose statistics batch norm must not follow
 
     def __init__(self, network: nn.Module, settings: AdaptSegNetSettings, num_classes: int) -> None:
         super().__init__(network)
         self.settings = settings
         self.discriminator_optimiser = settings.discriminator_optimiser
-        self.discriminators["main"] = ImageDiscriminator(num_classes, settings.discriminator_width)
         if settings.multi_level:
             self.auxiliary["aux"] = ASPP(self.network.body.layer3_channels, num_classes)
-            self.discriminators["aux"] = ImageDiscriminator(num_classes, settings.discriminator_width)
+        if self.adversarial:
+            for level in ("main", *self.auxiliary):
+                self.discriminators[level] = ImageDiscriminator(num_classes, settings.discriminator_width)
 
     def losses(self, source: Batch, target: Batch) -> Iterator[Losses]:
         settings, maps = self.settings, MAPS[self.maps]

@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import nn
-
 from vda.data.tubes import Batch
 from vda.losses import cross_entropy, min_entropy
 from vda.methods.adaptsegnet import AdaptSegNet, AdaptSegNetSettings
@@ -48,9 +46,7 @@ class MinEnt(AdaptSegNet):
     title = "MinEnt"
     settings_type = MinEntSettings
 
-    def __init__(self, network: nn.Module, settings: MinEntSettings, num_classes: int) -> None:
-        super().__init__(network, settings, num_classes)
-        self.discriminators.clear()
+    adversarial = False
 
     def losses(self, source: Batch, target: Batch) -> Iterator[Losses]:
         labels = frame_labels(source)

@@ -22,9 +22,8 @@ from vda.data.transforms import Augment
 from vda.data.tubes import Batch, Mixed, Samples, true_labels
 from vda.losses import cross_entropy
 from vda.methods.base import Losses, frame_labels
-from vda.methods.self_training import SelfTraining, SelfTrainingSettings, mixed_logits
+from vda.methods.self_training import Labelled, SelfTraining, SelfTrainingSettings, mixed_logits
 from vda.options import Optimiser, Pseudo, wanted
-from vda.pseudo import PseudoLabels
 
 if TYPE_CHECKING:
     from vda.run import Run
@@ -43,7 +42,8 @@ class CBSTSettings(SelfTrainingSettings):
     source_share_step: float = 0.0025
     """How much that grows with each round, up to 0.06 or where it began."""
     augment: Augment = field(default_factory=lambda: Augment(flip=0.5, scale=(0.5, 1.5), focus=0.8))
-    """Augmentation of all frames; `focus` is the chance of a crop around a rarely predicted class of the target."""
+    """Augmentation of all frames. `focus` is the chance of a crop around a rarely predicted class of the target.
+    Without `crop` a crop is as large as the frame, and factors below 1 count as 1."""
     rare: float = 1e-3
     """Share of all predicted pixels below which a class counts as rarely predicted."""
 
@@ -71,8 +71,9 @@ class CBST(SelfTraining):
         yield {"seg": cross_entropy(mixed_logits(self.network, target), frame_labels(target))}
 
     @classmethod
-    def batches(cls, run: Run, settings: Any, labels: PseudoLabels, r: int) -> tuple[Samples | None, Samples | None]:
-        rare = [k for k, share in enumerate(labels.predicted) if 0 < share < settings.rare]
-        target = run.tubes(run.target, labels, augment=settings.augment, focus=rare, stream=1)
-        source = run.tubes(run.source, true_labels, augment=settings.augment).part(settings.source_in_round(r), r)
+    def batches(cls, run: Run, settings: Any, found: Labelled) -> tuple[Samples | None, Samples | None]:
+        rare = [k for k, share in enumerate(found.labels.predicted) if 0 < share < settings.rare]
+        changes = {"augment": settings.augment, "number": found.r}
+        target = run.tubes(run.target, found.labels, focus=rare, stream=1, **changes)
+        source = run.tubes(run.source, true_labels, **changes).part(settings.source_in_round(found.r), found.r)
         return None, Mixed([source, target])

@@ -15,7 +15,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
@@ -23,11 +22,12 @@ from torch import Tensor, nn
 
 from vda.data.clip import IGNORE
 from vda.data.tubes import Batch
+from vda.errors import UsageError
 from vda.losses import cross_entropy, lrent_labels, mrkld, one_hot, soft_cross_entropy
 from vda.methods.base import Losses, frame_labels, frames, full_logits
 from vda.methods.cbst import CBST, CBSTSettings
-from vda.methods.self_training import mixed_logits, of_target
-from vda.pseudo import PseudoLabels
+from vda.methods.self_training import Labelled, mixed_logits, of_target
+from vda.policies import POLICIES
 
 if TYPE_CHECKING:
     from vda.run import Run
@@ -60,7 +60,11 @@ class CRST(CBST):
         self._labeller = [copy.deepcopy(network).eval()] if settings.regulariser == "lrent" else []
 
     def losses(self, source: None, target: Batch) -> Iterator[Losses]:
-        logits, labels, ours = mixed_logits(self.network, target), frame_labels(target), of_target(target)
+        logits, labels, ours = (
+            mixed_logits(self.network, target),
+            frame_labels(target),
+            of_target(target).to(target.frames.device),
+        )
         if self.settings.regulariser == "mrkld":
             reg = self.settings.lambda_reg * mrkld(logits, labels.masked_fill(~ours, IGNORE))
             yield {"seg": cross_entropy(logits, labels), "reg": reg}
@@ -72,5 +76,12 @@ class CRST(CBST):
         yield {"seg": soft_cross_entropy(logits, torch.where(ours[:, None], soft * kept[:, None], hard))}
 
     @classmethod
-    def build(cls, run: Run, model: Path, settings: Any, labels: PseudoLabels) -> Self:
-        return cls(run.network_at(model), settings, torch.tensor(labels.theta))
+    def build(cls, run: Run, settings: Any, found: Labelled) -> Self:
+        return cls(run.network_at(found.model), settings, torch.tensor(found.labels.theta))
+
+    @classmethod
+    def check(cls, run: Run, settings: Any) -> None:
+        super().check(run, settings)
+        policy = settings.pseudo.policy
+        if settings.regulariser == "lrent" and not POLICIES[policy].set_wide:
+            raise UsageError(f"crst: lrent wants thresholds of the whole set, policy {policy} has none")

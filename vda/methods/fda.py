@@ -73,10 +73,16 @@ class FDA(Method):
         yield losses
 
     @classmethod
+    def check(cls, run: Run, settings: Any) -> None:
+        if settings.pseudo.aggregate:
+            run.check_flow({1})
+
+    @classmethod
     def rounds(cls, run: Run, settings: Any, folder: Path) -> Iterator[Round]:
-        source, labels = run.tubes(run.source, true_labels), None
+        labels = None
         for r in range(settings.rounds):
-            target = run.tubes(run.target, labels, stream=1)
+            source = run.tubes(run.source, true_labels, number=r)
+            target = run.tubes(run.target, labels, stream=1, number=r)
             bands = {beta: folder / f"round-{r + 1}" / f"beta-{beta:g}" for beta in settings.betas}
             for beta, here in bands.items():
                 yield Round(here, cls(run.network(settings.start), settings, beta), settings.optimiser, source, target)

@@ -5,9 +5,9 @@ plain predictions as labels, become the source, the rest the target, of a second
 
     L(G) = ADVENT(easy with argmax labels -> hard); the labelled source is not seen again
 
-Whole tubes are ranked, by the mean over their frames, so that a tube never lies on both sides. The second network
-begins where the first ended (its authors tried this and the backbone's weights and saw little difference); `fresh`
-begins anew, as published.
+Frames are ranked; a tube is easy or hard where all its frames are, and left out where they differ, so that no frame is
+on both sides. The entropy is taken at the network's resolution. The second network begins where the first ended (its
+authors tried this and the backbone's weights and saw little difference); `fresh` begins anew, as published.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class IntraDASettings(AdventSettings):
 
     start: str = "advent"
     easy: float = 0.67
-    """Part of the target's tubes, those of least entropy, that is labelled."""
+    """Part of the target's frames, those of least entropy, that is labelled."""
     fresh: bool = False
     """Begin from the backbone's weights instead of the network that labels."""
 
@@ -51,17 +51,21 @@ class IntraDA(Advent):
 
     @classmethod
     def rounds(cls, run: Run, settings: Any, folder: Path) -> Iterator[Round]:
-        model = run.result(settings.start)
-        labels = run.pseudo_labels(folder, [model], Pseudo(policy="all"))
-        easy = run.tubes(run.target, labels)
-        order = np.argsort([labels.tube_entropy(clip, indices) for clip, indices in easy.tubes], kind="stable")
-        count = int(settings.easy * len(order))
-        hard = run.tubes(run.target, None, stream=1)
+        labels = run.pseudo_labels(folder, [run.result(settings.start)], Pseudo(policy="all"))
+        easy, hard = run.tubes(run.target, labels), run.tubes(run.target, None, stream=1)
+        of_tube = [[labels.entropy(clip, i) for i in indices] for clip, indices in easy.tubes]
+        bar = np.quantile(
+            [labels.entropy(clip, i) for clip in run.target.clips for i in range(len(clip))], settings.easy
+        )
+        easy = easy.chosen(k for k, of in enumerate(of_tube) if max(of) < bar)
+        hard = hard.chosen(k for k, of in enumerate(of_tube) if min(of) >= bar)
         method = cls(run.network("" if settings.fresh else settings.start), settings, run.source.num_classes)
-        yield Round(folder, method, settings.optimiser, easy.chosen(order[:count]), hard.chosen(order[count:]))
+        yield Round(folder, method, settings.optimiser, easy, hard)
 
     @classmethod
     def check(cls, run: Run, settings: Any) -> None:
-        count = len(run.tubes(run.target, None))
-        if not 0 < int(settings.easy * count) < count:
-            raise UsageError(f"intrada: wanted tubes for an easy and a hard part, the target has {count}")
+        count = run.target.num_frames
+        if not 1 <= settings.easy * (count - 1) < count - 1:
+            raise UsageError(
+                f"intrada: wanted an easy and a hard part of the target's {count} frames, easy is too near 0 or 1"
+            )

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from vda.data.transforms import Augment
-from vda.data.tubes import Batch, Samples
-from vda.methods.base import Method, Round, Settings, frames, full_logits, untracked
+from vda.data.tubes import Batch, Samples, true_labels
+from vda.losses import cross_entropy, iast_regulariser
+from vda.methods.base import Losses, Method, Round, Settings, frame_labels, frames, full_logits, untracked
 from vda.options import Optimiser, Pseudo, wanted
 from vda.pseudo import PseudoLabels
 
@@ -52,7 +53,7 @@ class SelfTrainingSettings(Settings):
 
 
 class SelfTraining(Method):
-    """Label, train, repeat. A method says what it labels (`label`) and what it trains on (`batches`)."""
+    """Label, train, repeat. A method says what it trains on (`batches`) and how it is made (`build`)."""
 
     settings_type = SelfTrainingSettings
 
@@ -62,9 +63,9 @@ class SelfTraining(Method):
         for r in range(settings.rounds):
             here = folder if settings.rounds == 1 else folder / f"round-{r + 1}"
             labels = run.pseudo_labels(here, [model], settings.in_round(r))
-            source, target = cls.batches(run, settings, labels, r)
-            method = cls.build(run, model, settings, labels)
-            yield Round(here, method, settings.optimiser, source, target)
+            found = Labelled(here, model, labels, r)
+            source, target = cls.batches(run, settings, found)
+            yield Round(here, cls.build(run, settings, found), cls.optimiser(settings, r), source, target)
             model = here
 
     @classmethod
@@ -73,14 +74,67 @@ class SelfTraining(Method):
             run.check_flow({1})
 
     @classmethod
-    def batches(cls, run: Run, settings: Any, labels: PseudoLabels, r: int) -> tuple[Samples | None, Samples | None]:
+    def batches(cls, run: Run, settings: Any, found: Labelled) -> tuple[Samples | None, Samples | None]:
         """Training samples of a round, by default the pseudo-labelled target alone."""
-        return None, run.tubes(run.target, labels, augment=settings.augment, stream=1)
+        return None, run.tubes(run.target, found.labels, augment=settings.augment, stream=1, number=found.r)
 
     @classmethod
-    def build(cls, run: Run, model: Path, settings: Any, labels: PseudoLabels) -> Self:
-        """The method of a round, with the network that `model` holds."""
-        return cls(run.network_at(model), settings)  # type: ignore[call-arg]
+    def build(cls, run: Run, settings: Any, found: Labelled) -> Self:
+        """The method of a round, with the network that labelled."""
+        return cls(run.network_at(found.model), settings)  # type: ignore[call-arg]
+
+    @classmethod
+    def optimiser(cls, settings: Any, r: int) -> Optimiser:
+        """The optimiser of round r."""
+        optimiser: Optimiser = settings.optimiser
+        return optimiser
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What a round begins with: its folder, the model that labelled the target, the labels, and its number 0, 1, .."""
+
+    folder: Path
+    model: Path
+    labels: PseudoLabels
+    r: int
+
+
+class TargetTraining(SelfTraining):
+    """Self-training on the target alone, with the source's cross entropy as an option: IAST and VST."""
+
+    def __init__(self, network: nn.Module, settings: RegularisedSettings) -> None:
+        super().__init__(network)
+        self.settings = settings
+
+    def regulariser(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """L_reg of Eq. 5 and 12."""
+        weights = self.settings
+        return iast_regulariser(logits, labels, entropy_weight=weights.entropy_weight, kld_weight=weights.kld_weight)
+
+    def source_losses(self, source: Batch | None) -> Iterator[Losses]:
+        """The cross entropy on the source, where it has a weight."""
+        if source is not None:
+            with untracked(self.network):
+                logits = full_logits(self.network, frames(source))
+            yield {"source": self.settings.source_weight * cross_entropy(logits, frame_labels(source))}
+
+    @classmethod
+    def batches(cls, run: Run, settings: Any, found: Labelled) -> tuple[Samples | None, Samples | None]:
+        source = run.tubes(run.source, true_labels, number=found.r) if settings.source_weight else None
+        return source, super().batches(run, settings, found)[1]
+
+
+@dataclass(frozen=True)
+class RegularisedSettings(SelfTrainingSettings):
+    """What the settings of IAST and VST have."""
+
+    entropy_weight: float = 3.0
+    """Weight of the entropy of the unlabelled pixels."""
+    kld_weight: float = 0.1
+    """Weight of the divergence from uniform of the labelled pixels."""
+    source_weight: float = 0.0
+    """Weight of the cross entropy on the source; 0 in Eq. 12 and in every published configuration."""
 
 
 def of_target(batch: Batch) -> Tensor:
@@ -94,13 +148,14 @@ def mixed_logits(network: nn.Module, batch: Batch) -> Tensor:
     The source goes through the network apart, so that batch norm neither averages over two domains nor follows the
     source; with frozen batch norm this is one pass cut in two.
     """
-    images, ours = frames(batch), of_target(batch).flatten()
-    if ours.all():
-        return full_logits(network, images)
-    with untracked(network):
-        source = full_logits(network, images[~ours])
-    if not ours.any():
-        return source
-    target = full_logits(network, images[ours])
-    order = torch.cat([ours.nonzero(), (~ours).nonzero()]).flatten().argsort()
-    return torch.cat([target, source])[order]
+    images, ours = frames(batch), of_target(batch).flatten().tolist()
+    target = [i for i, of in enumerate(ours) if of]
+    source = [i for i, of in enumerate(ours) if not of]
+    logits: list[Tensor] = []
+    if target:
+        logits.append(full_logits(network, images[target]))
+    if source:
+        with untracked(network):
+            logits.append(full_logits(network, images[source]))
+    order = sorted(range(len(ours)), key=[*target, *source].__getitem__)
+    return torch.cat(logits)[order]

@@ -60,6 +60,7 @@ class Oracle(SourceOnly):
 
     @classmethod
     def check(cls, run: Run, settings: Any) -> None:
+        run.tubes(run.labelled_target, None)  # refuses clips that are shorter than a tube
         _wants_labels(run.labelled_target, "oracle")
 
 

@@ -93,12 +93,12 @@ class Translation(Method):
             f"_{domain}": Contest(self.discriminators[domain], real.flatten(0, 1), fake.flatten(0, 1), 1.0)
             for domain, (real, fake) in translated.items()
         }
-        adversarial, discriminators = contest(levels, "least_squares")
-        yield adversarial | {
+        groups = contest(levels, "least_squares")
+        yield next(groups) | {
             "cycle": self.settings.lambda_cycle * cycle,
             "histogram": self.settings.lambda_histogram * histogram,
         }
-        yield discriminators
+        yield from groups
 
 
 def _histograms(fake: Tensor, real: Tensor) -> Tensor:

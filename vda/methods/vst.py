@@ -11,27 +11,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from vda.data.tubes import Batch, Samples, true_labels
-from vda.losses import cross_entropy, iast_regulariser
-from vda.methods.base import Losses, frame_labels, frames, full_logits, tube_labels, tube_logits, untracked, wants_tubes
-from vda.methods.self_training import SelfTraining, SelfTrainingSettings
+from vda.data.tubes import Batch, Samples, Tubes
+from vda.losses import cross_entropy
+from vda.methods.base import Losses, tube_labels, tube_logits, wants_tubes
+from vda.methods.self_training import Labelled, RegularisedSettings, TargetTraining
 from vda.occlusion import visible
 from vda.ops import consensus
 from vda.options import Occlusion, Pseudo
-from vda.pseudo import PseudoLabels
 
 if TYPE_CHECKING:
     from vda.run import Run
 
 
 @dataclass(frozen=True)
-class VSTSettings(SelfTrainingSettings):
+class VSTSettings(RegularisedSettings):
     """Phase 2, video self-training (Eq. 12)."""
 
     start: str = "vat"
@@ -41,55 +39,39 @@ class VSTSettings(SelfTrainingSettings):
     """Temporal consensus of pseudo labels: Eq. 13, Eq. 13 only where both frames are labelled, Eq. 14, or none."""
     lambda_reg: float = 1.0
     """Weight of the regulariser, lambda_reg of Eq. 12."""
-    entropy_weight: float = 3.0
-    """Weight of the entropy of the unlabelled pixels inside the regulariser (IAST)."""
-    kld_weight: float = 0.1
-    """Weight of the divergence from uniform of the labelled pixels inside the regulariser (IAST)."""
-    source_weight: float = 0.0
-    """Weight of the cross entropy on the source; 0 in Eq. 12."""
 
 
-class VST(SelfTraining):
+class VST(TargetTraining):
     """Self-training on refined clip-adaptive pseudo labels; the ablations of Tables 4 and 6 are settings."""
 
     title = "VST"
     settings_type = VSTSettings
+    settings: VSTSettings
 
     def __init__(self, network: nn.Module, settings: VSTSettings, occlusion: Occlusion) -> None:
-        super().__init__(network)
-        self.settings, self.occlusion = settings, occlusion
+        super().__init__(network, settings)
+        self.occlusion = occlusion
 
     def losses(self, source: Batch | None, target: Batch) -> Iterator[Losses]:
         labels = refine(target, self.settings.refine, self.occlusion)
         logits = tube_logits(self.network, target.frames)
-        losses: dict[str, Tensor] = {}
-        for t in range(labels.shape[1]):
-            frame: Losses = {
-                "seg": cross_entropy(logits[:, t], labels[:, t]),
-                "reg": self.settings.lambda_reg
-                * iast_regulariser(
-                    logits[:, t],
-                    labels[:, t],
-                    entropy_weight=self.settings.entropy_weight,
-                    kld_weight=self.settings.kld_weight,
-                ),
-            }
-            losses = {k: losses.get(k, 0) + v for k, v in frame.items()}
-        yield losses
-        if self.settings.source_weight and source is not None:
-            with untracked(self.network):
-                logits = full_logits(self.network, frames(source))
-            yield {"source": self.settings.source_weight * cross_entropy(logits, frame_labels(source))}
+        frames = [(logits[:, t], labels[:, t]) for t in range(labels.shape[1])]
+        yield {  # Eq. 12 adds the losses of the frames, it does not average them
+            "seg": torch.stack([cross_entropy(*frame) for frame in frames]).sum(),
+            "reg": self.settings.lambda_reg * torch.stack([self.regulariser(*frame) for frame in frames]).sum(),
+        }
+        yield from self.source_losses(source)
 
     @classmethod
-    def batches(cls, run: Run, settings: Any, labels: PseudoLabels, r: int) -> tuple[Samples | None, Samples | None]:
-        source = run.tubes(run.source, true_labels) if settings.source_weight else None
-        flow = None if settings.refine == "none" else run.flow
-        return source, run.tubes(run.target, labels, augment=settings.augment, flow=flow, stream=1)
+    def batches(cls, run: Run, settings: Any, found: Labelled) -> tuple[Samples | None, Samples | None]:
+        source, target = super().batches(run, settings, found)
+        assert isinstance(target, Tubes)
+        target.flow = None if settings.refine == "none" else run.flow
+        return source, target
 
     @classmethod
-    def build(cls, run: Run, model: Path, settings: Any, labels: PseudoLabels) -> Self:
-        return cls(run.network_at(model), settings, run.config.occlusion)
+    def build(cls, run: Run, settings: Any, found: Labelled) -> Self:
+        return cls(run.network_at(found.model), settings, run.config.occlusion)
 
     @classmethod
     def check(cls, run: Run, settings: Any) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 class Ensemble(nn.Module):
     """Mean of the softmax of networks that give maps of one size, as logits: [N, 3, H, W] -> [N, K, h, w].
 
-    The mean is taken at the size that the networks give, as FDA's published multi-band transfer does.
+    The mean is taken at the size that the networks give, as in FDA's published multi-band transfer; what enlarges it
+    then enlarges its logarithm, where the published code enlarges the mean itself.
     """
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:

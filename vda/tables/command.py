@@ -118,9 +118,10 @@ def main(argv: Sequence[str], train_method: TrainMethod) -> None:
     # opens and checks every row before any is trained
     runs = {(seed, name): Run(command.config(name, scenario, seed), folder, shared=True) for seed, name in rows}
     print(f"table {table.number} on {scenario}: {len(runs)} runs in {folder}")
+    labelling = command.config("ours", scenario, command.seeds[0]).methods["vst"].pseudo
     grids: list[Grid] = []
     try:
-        for grids in _trained(table, runs, train_method):
+        for grids in _trained(table, runs, train_method, labelling):
             for grid, (suffix, write) in itertools.product(grids, FORMATS.items()):
                 atomic_write(folder / f"{grid.name}.{suffix}", write(grid).encode())
     except (KeyboardInterrupt, Stopped) as stop:
@@ -129,7 +130,9 @@ def main(argv: Sequence[str], train_method: TrainMethod) -> None:
     print(f"{folder}: {', '.join(f'{grid.name}.{suffix}' for grid in grids for suffix in FORMATS)}")
 
 
-def _trained(table: Table, runs: dict[tuple[int, str], Run], train_method: TrainMethod) -> Iterator[list[Grid]]:
+def _trained(
+    table: Table, runs: dict[tuple[int, str], Run], train_method: TrainMethod, labelling: Pseudo
+) -> Iterator[list[Grid]]:
     """The table so far, after every row that is done."""
     results: dict[str, list[Any]] = {}
     proportions: dict[tuple[str, float, int], float] = {}
@@ -143,14 +146,19 @@ def _trained(table: Table, runs: dict[tuple[int, str], Run], train_method: Train
             yield [lay_out(table, results), lay_out_rules(table, results)]
             continue
         for row, proportion in itertools.product(table.rows, table.proportions):
-            grade = graded(run, row.recipe, proportion)
+            grade = graded(run, row.recipe, proportion, labelling)
             proportions[row.recipe, proportion, seed] = grade["p_miou"]
             yield [lay_out_proportions(table, proportions, grade)]
 
 
-def graded(run: Run, policy: str, proportion: float) -> dict[str, Any]:
-    """P-mIoU of a policy's labels, made by the run's last method, at a proportion. Only the paper's own aggregates."""
-    aggregate = policy == "clip_adaptive"
-    settings = Pseudo(policy=policy, aggregate=aggregate, gamma=0.0)  # type: ignore[arg-type]
-    folder = run.folder_of(run.config.training[-1]) / "proportions" / f"{policy}-{proportion}"
-    return at_proportion(run, run.result(run.config.training[-1]), settings, proportion, folder)
+def graded(run: Run, policy: str, proportion: float, labelling: Pseudo) -> dict[str, Any]:
+    """P-mIoU of a policy's labels, made by the run's last method, at a proportion.
+
+    labelling: the settings of the paper's own labels on this scenario, of which the others have all but the policy and
+    the aggregation.
+    """
+    last = run.config.training[-1]
+    aggregate = labelling.aggregate and policy == labelling.policy
+    settings = replace(labelling, policy=policy, aggregate=aggregate)  # type: ignore[arg-type]
+    folder = run.folder_of(last) / "proportions" / f"{policy}-{proportion}"
+    return at_proportion(run, run.result(last), settings, proportion, folder)
