@@ -88,3 +88,8 @@ class FDA(Method):
                 yield Round(here, cls(run.network(settings.start), settings, beta), settings.optimiser, source, target)
             if r + 1 < settings.rounds:
                 labels = run.pseudo_labels(folder / f"round-{r + 2}", list(bands.values()), settings.pseudo)
+
+    @classmethod
+    def check(cls, run: Run, settings: Any) -> None:
+        if settings.pseudo.aggregate and settings.rounds > 1:
+            run.check_flow({1})
