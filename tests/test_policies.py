@@ -96,7 +96,7 @@ ADAPTIVE = [
     Pseudo(gamma=2.0, beta=0.5, alpha=1.0),
     Pseudo(rule="iast"),
     Pseudo(rule="iast", gamma=1.0, beta=0.3, alpha=0.4),
-    Pseudo(alpha=0.0),
+    Pseudo(alpha=0.001),
 ]
 
 

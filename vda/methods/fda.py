@@ -73,11 +73,6 @@ class FDA(Method):
         yield losses
 
     @classmethod
-    def check(cls, run: Run, settings: Any) -> None:
-        if settings.pseudo.aggregate:
-            run.check_flow({1})
-
-    @classmethod
     def rounds(cls, run: Run, settings: Any, folder: Path) -> Iterator[Round]:
         labels = None
         for r in range(settings.rounds):
