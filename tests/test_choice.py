@@ -16,6 +16,7 @@ from clips import ArrayClip, dataset
 from torch import Tensor, nn
 
 from vda import choice
+from vda.config import Config
 from vda.data.clip import Clip, FlowField
 from vda.options import Occlusion
 
@@ -103,7 +104,7 @@ def test_agreement_is_at_the_size_of_the_frames() -> None:
 
 def test_clips_of_one_frame_have_no_pair() -> None:
     lone = ArrayClip("lone", np.zeros((1, H, W, 3), np.uint8))
-    assert choice.without_labels(run_on(lone), BlueNet()) == {"entropy": 0.0, "agreement": 0.0}
+    assert choice.without_labels(run_on(lone), BlueNet()) == {}
 
 
 def test_a_network_is_compared_in_evaluation_mode() -> None:
@@ -124,12 +125,14 @@ def scored(
         looked.append(step)
         return {"model": f"{digest}{step}", **snapshots[step]}
 
-    last = SimpleNamespace(digest=f"{digest}{len(snapshots) - 1}")
+    last = SimpleNamespace(digest=f"{digest}{len(snapshots) - 1}", step=len(snapshots) - 1)
     monkeypatch.setattr(choice, "_snapshot", snapshot)
-    monkeypatch.setattr(choice, "checkpoints", lambda folder: range(len(snapshots)))
+    monkeypatch.setattr(choice, "checkpoints", lambda folder, steps: [n for n in range(len(snapshots)) if n in steps])
     monkeypatch.setattr(choice, "load_checkpoint", lambda step: step)
     monkeypatch.setattr(choice, "open_checkpoint", lambda folder: last)
-    found = choice.scored(SimpleNamespace(result=lambda name: folder), "vat")  # type: ignore[arg-type]
+    monkeypatch.setattr(choice, "snapshots", lambda step, count: set(range(step + 1)))
+    run = SimpleNamespace(result=lambda name: folder, config=Config())
+    found = choice.scored(run, "vat")  # type: ignore[arg-type]
     return found, len(looked)
 
 
@@ -158,3 +161,16 @@ def test_scores_are_kept_with_their_model(tmp_path: Path, monkeypatch: pytest.Mo
     other, looked = scored(tmp_path, monkeypatch, SNAPSHOTS[:2], digest="e")
     assert looked == 2
     assert other["model"] == "e1"
+
+
+def test_without_neighbours_nothing_is_chosen_without_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lone = [{"miou": 0.3}, {"miou": 0.2}]
+    found, _ = scored(tmp_path, monkeypatch, lone)
+    assert {rule: scores["model"] for rule, scores in found["rules"].items()} == {"last": "d1", "oracle": "d0"}
+
+
+def test_snapshots_are_evenly_spaced_and_end_with_the_last() -> None:
+    assert choice.snapshots(4000, 4) == {1000, 2000, 3000, 4000}
+    assert choice.snapshots(10, 4) == {3, 5, 8, 10}
+    assert choice.snapshots(2, 4) == {1, 2}
+    assert choice.snapshots(7, 1) == {7}

@@ -156,12 +156,12 @@ def cbst(p: Array, theta: Array, settings: Pseudo) -> Array:
 
 
 def ccm(p: Array, theta: Array, settings: Pseudo) -> Array:
-    """A class above its threshold, the most likely one or not, or among the surest of the frame; labelled by argmax."""
+    """A class at its threshold, the most likely one or not, or among the surest of the frame; labelled by argmax."""
     found = np.full((len(p), *p.shape[2:]), NONE)
     for n, y, x in np.ndindex(found.shape):
         ordered = sorted(p[n].max(0).ravel(), reverse=True)
         surest = ordered[max(int(settings.alpha * len(ordered)), 1) - 1]
-        if any(p[n, k, y, x] > theta[k] for k in range(K)) or p[n, :, y, x].max() >= surest:
+        if any(p[n, k, y, x] >= theta[k] for k in range(K)) or p[n, :, y, x].max() >= surest:
             found[n, y, x] = p[n, :, y, x].argmax()
     return found
 

@@ -260,19 +260,17 @@ def test_what_a_set_is_predicted_as(tmp_path: Path) -> None:
     found = np.concatenate([labels(c, i).ravel() for c in data.clips for i in range(len(c))])
     assert labels.coverage == pytest.approx((found != 255).mean())
 
-    def entropy(clip: ArrayClip, *indices: int) -> float:
-        p = np.stack([maps[clip.name, i] for i in indices])
-        return float(-(p * np.log(p)).sum(1).mean() / np.log(K))
-
     for clip in data.clips:
-        for indices in ((0,), (2, 0), tuple(range(len(clip)))):
-            assert labels.tube_entropy(clip, indices) == pytest.approx(entropy(clip, *indices), rel=1e-4)
+        for i in range(len(clip)):
+            p = maps[clip.name, i]
+            wanted = float(-(p * np.log(p)).sum(0).mean() / np.log(K))
+            assert labels.entropy(clip, i) == pytest.approx(wanted, rel=1e-4)
     with pytest.raises(IndexError):
-        labels.tube_entropy(data.clips[0], (len(data.clips[0]),))
+        labels.entropy(data.clips[0], len(data.clips[0]))
 
 
 def test_shares_and_entropies_by_hand(tmp_path: Path) -> None:
-    """A clip weighs by its frames; the entropy of a tube is the mean over its frames, in any order."""
+    """A clip weighs by its frames."""
     manifest = [
         {"model": "m"},
         {"clip": "a", "frames": 1, "predicted": [1.0, 0.0], "coverage": [0.5, 0.0], "entropy": [0.25], "theta": [0.9]},
@@ -290,9 +288,8 @@ def test_shares_and_entropies_by_hand(tmp_path: Path) -> None:
     assert labels.coverage == pytest.approx((0.5 + 3 * 0.4) / 4)
     assert labels.theta == [0.7]
     one, three = (ArrayClip(name, np.zeros((n, 1, 1, 3), np.uint8)) for name, n in (("a", 1), ("b", 3)))
-    assert labels.tube_entropy(one, [0]) == 0.25
-    assert labels.tube_entropy(three, [2, 0]) == 0.75
-    assert labels.tube_entropy(three, range(3)) == pytest.approx(1.75 / 3)
+    assert labels.entropy(one, 0) == 0.25
+    assert [labels.entropy(three, i) for i in range(3)] == [0.5, 0.25, 1.0]
 
 
 def test_entropy_is_that_of_the_network_not_of_its_neighbourhood(tmp_path: Path) -> None:

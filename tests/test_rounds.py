@@ -202,22 +202,28 @@ def test_intrada_splits_the_target_by_its_entropy(fresh: bool, tmp_path: Path) -
     easy, hard = training.source, training.target
     assert isinstance(easy, Tubes)
     assert isinstance(hard, Tubes)
-    where = [{(clip.name, indices) for clip, indices in part.tubes} for part in (easy, hard)]
-    assert not where[0] & where[1]
-    assert (len(easy), len(hard)) == (6, 4)  # int(0.67 * 10)
-    # Means of neighbours: t0 0.3 0.1 0.5 0.9 0.55, t1 0.3 0.55 0.45 0.05 0; where two are alike the first goes first.
-    assert where[1] == {("t0", (3, 4)), ("t0", (4, 5)), ("t1", (1, 2)), ("t0", (2, 3))}
+    where = [{(clip.name, i) for clip, indices in part.tubes for i in indices} for part in (easy, hard)]
+    assert not where[0] & where[1]  # not a frame on both sides
+    of = {
+        (clip.name, i): e
+        for clip, found in zip(run.target.clips, run.entropies, strict=True)
+        for i, e in enumerate(found)
+    }
+    bar = sorted(of.values())[7]  # the 0.67 quantile of twelve lies between the eighth and the ninth
+    assert all(of[frame] <= bar for frame in where[0])
+    assert all(of[frame] > bar for frame in where[1])
+    assert (len(easy), len(hard)) == (4, 1)
     assert isinstance(easy.labels, PseudoLabels)
     assert hard.labels is None
     assert run.settings == [Pseudo(policy="all")]
     assert run.asked == [("labels", tmp_path / "intrada", DONE / "advent"), ("network", "" if fresh else "advent")]
 
 
-def test_intrada_wants_tubes_on_both_sides(tmp_path: Path) -> None:
+def test_intrada_wants_frames_on_both_sides(tmp_path: Path) -> None:
     for easy in (0.1, 0.99):
         METHODS["intrada"].check(Paper(tmp_path), IntraDASettings(easy=easy))
-    with pytest.raises(UsageError, match="wanted tubes for an easy and a hard part, the target has 10"):
-        METHODS["intrada"].check(Paper(tmp_path), IntraDASettings(easy=0.09))
+    with pytest.raises(UsageError, match="wanted an easy and a hard part of the target's 12 frames"):
+        METHODS["intrada"].check(Paper(tmp_path), IntraDASettings(easy=0.08))
 
 
 def test_videogan_translates_and_then_trains(tmp_path: Path) -> None:
