@@ -61,9 +61,13 @@ def test_sides_that_are_no_multiple_of_64_and_gradients() -> None:
     assert grad[..., 18:].eq(0).all()
 
 
+def pairs(frames: Tensor, flows: Tensor | None) -> Batch:
+    return Batch(frames, None, flows, [], torch.zeros(len(frames), dtype=torch.int64))
+
+
 def test_a_pair_without_flow_is_refused() -> None:
     method = FlowTraining(build_estimator("flownet2-s", 4))
-    batch = Batch(torch.rand(1, 2, 3, 64, 64), None, None, [])
+    batch = pairs(torch.rand(1, 2, 3, 64, 64), None)
     with pytest.raises(ValueError, match="source: wanted pairs of frames with their flows"):
         next(method.losses(batch))
 
@@ -74,11 +78,11 @@ def test_both_directions_are_trained(variant: str) -> None:
     torch.manual_seed(0)
     method = FlowTraining(build_estimator(variant, 4))
     frames, flows = torch.rand(1, 2, 3, 64, 64), torch.randn(1, 1, 2, 2, 64, 64)
-    there = next(method.losses(Batch(frames, None, flows, [])))["flow"]
-    back = next(method.losses(Batch(frames.flip(1), None, flows.flip(2), [])))["flow"]
+    there = next(method.losses(pairs(frames, flows)))["flow"]
+    back = next(method.losses(pairs(frames.flip(1), flows.flip(2))))["flow"]
     assert torch.allclose(there, back, atol=1e-5)
     flows[:, :, 0] = NAN  # known from the second image to the first alone
-    back = next(method.losses(Batch(frames, None, flows, [])))["flow"]
+    back = next(method.losses(pairs(frames, flows)))["flow"]
     first, second = normalised(frames[:, 0], frames[:, 1])
     assert torch.allclose(back, multi_scale_error(method.network.pyramid(second, first), flows[:, 0, 1]), atol=1e-5)
 
@@ -93,7 +97,7 @@ def test_it_learns_a_shift() -> None:
     optimiser = torch.optim.Adam(method.parameters(), 1e-3)
     losses = []
     for _ in range(60):
-        loss = next(method.losses(Batch(frames, None, flows, [])))["flow"]
+        loss = next(method.losses(pairs(frames, flows)))["flow"]
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

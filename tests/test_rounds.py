@@ -22,7 +22,8 @@ from vda.errors import UsageError
 from vda.flow.providers import ExactFlow
 from vda.methods import METHODS, Round
 from vda.methods.cbst import CBSTSettings
-from vda.methods.ccm import CCMSettings, matched_source
+from vda.methods.ccm import CCMSettings
+from vda.methods.crst import CRSTSettings
 from vda.methods.fda import FDASettings
 from vda.methods.iast import IASTSettings
 from vda.methods.intrada import IntraDASettings
@@ -33,6 +34,7 @@ from vda.models import Ensemble, build_network
 from vda.options import Data, Pseudo
 from vda.pseudo import PseudoLabels
 from vda.run import Run
+from vda.source_selection import matched_source
 
 K, SIZE = 3, (32, 48)
 DONE = Path("done")  # where results of methods are that are not trained here
@@ -100,6 +102,7 @@ def test_each_round_labels_and_starts_from_the_last(name: str, start: str, tmp_p
     assert [settings.alpha for settings in run.settings] == pytest.approx([0.2, 0.25, 0.3])
     default = METHODS[name].settings_type().pseudo
     assert {replace(settings, alpha=default.alpha) for settings in run.settings} == {default}
+    assert len({training.target.seed for training in found}) == 3  # every round draws anew
 
 
 def test_one_round_lies_in_the_folder_itself(tmp_path: Path) -> None:
@@ -173,6 +176,14 @@ def test_crops_look_for_rare_classes_of_the_target(
     assert target.augment.focus == 0.8
 
 
+def test_soft_labels_want_thresholds_of_the_whole_set(tmp_path: Path) -> None:
+    run, adaptive = Paper(tmp_path), Pseudo(policy="clip_adaptive")
+    METHODS["crst"].check(run, CRSTSettings(regulariser="lrent"))
+    METHODS["crst"].check(run, CRSTSettings(pseudo=adaptive))
+    with pytest.raises(UsageError, match="crst: lrent wants thresholds of the whole set, policy clip_adaptive"):
+        METHODS["crst"].check(run, CRSTSettings(regulariser="lrent", pseudo=adaptive))
+
+
 def test_soft_labels_use_the_thresholds_that_labelled(tmp_path: Path) -> None:
     method = rounds(Paper(tmp_path), "crst")[0].method
     torch.testing.assert_close(method.theta, torch.tensor([0.9, 0.8, 0.7]))
@@ -193,6 +204,7 @@ def test_fda_trains_a_network_for_every_band_of_every_round(tmp_path: Path) -> N
     assert run.asked == [*new, labels[0], *new, labels[1], *new]
     assert [training.target.labels is None for training in found] == [True] * 2 + [False] * 4  # type: ignore[union-attr]
     assert run.settings == [Pseudo(policy="top_portion", alpha=0.34)] * 2
+    assert len({training.target.seed for training in found}) == len({training.source.seed for training in found}) == 3
 
 
 @pytest.mark.parametrize("fresh", [False, True])
@@ -204,15 +216,10 @@ def test_intrada_splits_the_target_by_its_entropy(fresh: bool, tmp_path: Path) -
     assert isinstance(hard, Tubes)
     where = [{(clip.name, i) for clip, indices in part.tubes for i in indices} for part in (easy, hard)]
     assert not where[0] & where[1]  # not a frame on both sides
-    of = {
-        (clip.name, i): e
-        for clip, found in zip(run.target.clips, run.entropies, strict=True)
-        for i, e in enumerate(found)
-    }
-    bar = sorted(of.values())[7]  # the 0.67 quantile of twelve lies between the eighth and the ninth
-    assert all(of[frame] <= bar for frame in where[0])
-    assert all(of[frame] > bar for frame in where[1])
-    assert (len(easy), len(hard)) == (4, 1)
+    # Of twelve frames four lie beyond the quantile of 0.67, which is 0.374: those of 0.5, 0.9, 0.9 and 0.8.
+    assert {indices for clip, indices in easy.tubes if clip.name == "t0"} == {(1, 2)}
+    assert {indices for clip, indices in easy.tubes if clip.name == "t1"} == {(0, 1), (3, 4), (4, 5)}
+    assert [(clip.name, indices) for clip, indices in hard.tubes] == [("t0", (3, 4))]
     assert isinstance(easy.labels, PseudoLabels)
     assert hard.labels is None
     assert run.settings == [Pseudo(policy="all")]
