@@ -9,7 +9,7 @@ target (`layout_score`), and in them the pixels that the network sees as it sees
 
 Layouts are compared on at most `layout_frames` frames of the target, evenly spread, since neighbours repeat. Whole
 tubes of the source are chosen, by the mean over their frames. For tiny classes the published code's threshold index -0
-lets every pixel pass; here none passes.
+lets every pixel pass; here their threshold is 1.
 """
 
 from __future__ import annotations
