@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,13 @@ def pseudo_scores(target: VideoDataset, labels: PseudoLabels) -> dict[str, Any]:
 def at_proportion(run: Run, model: Path, settings: Pseudo, proportion: float, folder: Path) -> dict[str, Any]:
     """P-mIoU of the labels that a policy gives to `proportion` of the target's pixels; kept in `folder`.
 
-    Returns "p_miou" and the "proportion" and "alpha" reached, which is the nearest of STEPS bisections where ties of
-    saturated confidences leave a gap; and what stands beside a score.
+    Returns "p_miou" and the "proportion" and "alpha" reached, and what stands beside a score. "p_miou" is None where no
+    alpha comes near, as where many confidences tie.
     """
     path = folder / "p-miou.json"
-    if path.exists():
-        return dict(json.loads(path.read_text()))
+    of = {key: value for key, value in asdict(settings).items() if key != "alpha"}
+    if path.exists() and (known := json.loads(path.read_text())).get("settings") == of:
+        return dict(known)
     low, high = 0.0, 1.0  # alpha, exclusive and inclusive
     best: dict[str, Any] = {}
     for _ in range(STEPS):
@@ -58,9 +59,11 @@ def at_proportion(run: Run, model: Path, settings: Pseudo, proportion: float, fo
         if abs(reached - proportion) <= TOLERANCE:
             break
         low, high = (alpha, high) if reached < proportion else (low, alpha)
+    if abs(best["proportion"] - proportion) > 10 * TOLERANCE:
+        best["p_miou"] = None  # labels of another proportion are not to be compared
     for trial in folder.glob("alpha-*"):
         shutil.rmtree(trial)
     best |= {"dataset": run.target.name, "classes": list(run.target.classes), "size": list(run.target.size)}
-    best["rule"] = "last"
+    best |= {"rule": "last", "settings": of}
     atomic_write(path, (json.dumps(best) + "\n").encode())
     return best

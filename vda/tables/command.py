@@ -135,7 +135,7 @@ def _trained(
 ) -> Iterator[list[Grid]]:
     """The table so far, after every row that is done."""
     results: dict[str, list[Any]] = {}
-    proportions: dict[tuple[str, float, int], float] = {}
+    proportions: dict[tuple[str, float, int], float | None] = {}
     for (seed, name), run in runs.items():
         for method in run.config.training:
             train_method(run, method)
@@ -155,10 +155,10 @@ def graded(run: Run, policy: str, proportion: float, labelling: Pseudo) -> dict[
     """P-mIoU of a policy's labels, made by the run's last method, at a proportion.
 
     labelling: the settings of the paper's own labels on this scenario, of which the others have all but the policy and
-    the aggregation.
+    the aggregation. Momentum and gamma are off: on a few clips the thresholds would stay near theta_0 whatever alpha.
     """
     last = run.config.training[-1]
     aggregate = labelling.aggregate and policy == labelling.policy
-    settings = replace(labelling, policy=policy, aggregate=aggregate)  # type: ignore[arg-type]
+    settings = replace(labelling, policy=policy, aggregate=aggregate, beta=0.0, gamma=0.0)  # type: ignore[arg-type]
     folder = run.folder_of(last) / "proportions" / f"{policy}-{proportion}"
     return at_proportion(run, run.result(last), settings, proportion, folder)

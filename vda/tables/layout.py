@@ -165,7 +165,7 @@ def lay_out_rules(table: Table, results: Result) -> Grid:
     )
 
 
-def lay_out_proportions(table: Table, results: Mapping[tuple[str, float, int], float], about: Scores) -> Grid:
+def lay_out_proportions(table: Table, results: Mapping[tuple[str, float, int], float | None], about: Scores) -> Grid:
     """Table 7: P-mIoU of the pseudo labels of each policy at each proportion, the paper's beside it.
 
     results: (policy, proportion, seed) -> P-mIoU as a fraction. about: what was scored, with the keys that
