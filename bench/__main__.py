@@ -13,7 +13,7 @@ from . import table
 
 EXAMPLES = """\
 examples:
-  python -m bench                                  all rows; about two minutes on two cores
+  python -m bench                                  all rows; about six minutes on two cores
   python -m bench -k correlation                   one operator (or shape, or row: pytest's -k)
   python -m bench --check                          no timing: check that all rows compute the same
   python -m bench --markdown docs/benchmarks.md    renew the table there
