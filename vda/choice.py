@@ -43,10 +43,11 @@ def scored(run: Run, name: str) -> Scores:
         return dict(known)
     stays = snapshots(last.step, run.config.snapshots)  # and no checkpoint that is there because a run was stopped
     found = [_snapshot(run, name, load_checkpoint(step)) for step in checkpoints(folder, stays)]
-    rules = {"last": found[-1], "oracle": max(found, key=lambda s: s["miou"] or 0.0)}
+    rules = {"last": found[-1]}
     if "agreement" in found[-1]:  # there are neighbouring frames
         rules["entropy"] = min(found, key=lambda s: s["entropy"])
         rules["agreement"] = max(found, key=lambda s: s["agreement"])
+    rules["oracle"] = max(found, key=lambda s: s["miou"] or 0.0)
     scores = found[-1] | {"rules": {rule: s | {"rule": rule} for rule, s in rules.items()}}
     write_scores(path, scores)
     return scores
