@@ -39,7 +39,8 @@ def scored(run: Run, name: str) -> Scores:
     folder = run.result(name)
     last = open_checkpoint(folder)
     path = folder / "scores.json"
-    if path.exists() and (known := json.loads(path.read_text())).get("model") == last.digest:
+    of = {"model": last.digest, "snapshots": run.config.snapshots}
+    if path.exists() and (known := json.loads(path.read_text())).items() >= of.items():
         return dict(known)
     stays = snapshots(last.step, run.config.snapshots)  # and no checkpoint that is there because a run was stopped
     found = [_snapshot(run, name, load_checkpoint(step)) for step in checkpoints(folder, stays)]
@@ -48,7 +49,7 @@ def scored(run: Run, name: str) -> Scores:
         rules["entropy"] = min(found, key=lambda s: s["entropy"])
         rules["agreement"] = max(found, key=lambda s: s["agreement"])
     rules["oracle"] = max(found, key=lambda s: s["miou"] or 0.0)
-    scores = found[-1] | {"rules": {rule: s | {"rule": rule} for rule, s in rules.items()}}
+    scores = found[-1] | of | {"rules": {rule: s | {"rule": rule} for rule, s in rules.items()}}
     write_scores(path, scores)
     return scores
 

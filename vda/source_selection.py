@@ -52,7 +52,7 @@ def matched_source(
     def remaining(clip: Clip, i: int) -> LabelMap:
         return read_label(_file(folder, clip, i))
 
-    pool = run.tubes(run.source, remaining, augment=settings.augment).part(settings.pool, r)
+    pool = run.tubes(run.source, remaining, augment=settings.augment, number=r).part(settings.pool, r)
     if (folder / SELECTION).exists():
         return pool.chosen(json.loads((folder / SELECTION).read_text()))
     K = run.source.num_classes
