@@ -6,7 +6,7 @@ install:
 	pip install -e ".[dev]"
 
 test:
-	pytest
+	pytest -n auto --dist worksteal
 
 lint:
 	ruff check .

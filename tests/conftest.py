@@ -13,6 +13,7 @@ A kernel test takes the fixture `backend` and runs once per backend:
 from __future__ import annotations
 
 import contextlib
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +26,10 @@ from torch import Tensor
 from vda.ops import _lib
 
 from shim import build  # tests/ is on sys.path because conftest.py lies in it  # isort: skip
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each, or the threads of one process wait for those of another
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ an edited kernel recompiles alone.
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import importlib.util
@@ -77,7 +78,8 @@ def build(sources: Sequence[Path] | None = None, *, sanitize: bool = False) -> P
             how = ("-O0", "-g1", *checked) if sanitize else ("-O1", "-g1")
         return _compile(source, (*FLAGS, *DEFINES, *how), includes)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with (CACHE / "lock").open("w") as lock, ThreadPoolExecutor(os.cpu_count()) as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another test process may build the same; then its objects are there
         objects = list(pool.map(compile_, [*sources, HERE / "shim.cpp"]))
     key = hashlib.sha256(repr((objects, checked)).encode()).hexdigest()[:20]
     module = CACHE / key / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
