@@ -1,19 +1,13 @@
-"""Pictures of flow, warp error and visibility: pixels worked out by hand, and the code of the Middlebury benchmark."""
+"""Pictures of flow and warp error: pixels worked out by hand, and the code of the Middlebury benchmark."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from clips import ArrayClip, dataset, scrolling_clip
 
-from vda.options import Occlusion
-from vda.panels import ERROR_CAPTION, pseudo_panels
-from vda.pictures import error_image, flow_image, visible_image
-from vda.pseudo import PseudoLabels
+from vda.pictures import error_image, flow_image
 
 
 def middlebury(u: float, v: float) -> tuple[int, int, int]:
@@ -107,12 +101,6 @@ def test_flow_image_scales_to_its_longest_vector() -> None:
     np.testing.assert_array_equal(flow_image(np.array([[[5.0]], [[-0.0]]], np.float32))[0, 0], [255, 0, 0])
 
 
-def test_visible_by_hand() -> None:
-    found = visible_image(np.array([[True, False]]))
-    assert found.dtype == np.uint8
-    assert found.tolist() == [[[255, 255, 255], [0, 0, 0]]]
-
-
 def test_warp_error_by_hand() -> None:
     """Mean error of the channels 0, 20, 40 and 90 of 40 grey levels; the same unseen; no neighbour, seen or not."""
     frame = np.full((2, 5, 3), 100, np.uint8)
@@ -147,26 +135,3 @@ def test_pictures_of_unlike_sizes_are_refused() -> None:
         error_image(frame, frame.astype(np.float32), np.zeros((5, 4), bool))
     with pytest.raises(ValueError, match="brought: wanted the size"):
         error_image(frame, np.zeros((4, 4, 3), np.float32), np.zeros((4, 5), bool))
-
-
-class TrueLabels(PseudoLabels):
-    def __call__(self, clip: Any, i: int) -> Any:
-        return clip.label(i)
-
-
-@pytest.mark.parametrize("test", ["photometric", "consistency", "both"])
-def test_panels_of_a_scrolling_clip(test: Any, tmp_path: Any) -> None:
-    """Stripes move two pixels to the left: the left two columns leave the frame, all else fits without error."""
-    data = dataset(scrolling_clip(shift=2, size=(32, 48)))
-
-    def flow(clip: ArrayClip, i: int, j: int) -> Any:
-        return clip.exact_flow(i, j)
-
-    (panel, *_) = pseudo_panels(data, TrueLabels(tmp_path, []), flow, "strict", Occlusion(test=test), count=1)
-    left = torch.arange(48) < 2
-    visible = panel.images[f"visible (white) in the next frame; test: {test}"]
-    np.testing.assert_array_equal(visible[..., 0], np.tile(np.where(left, 0, 255), (32, 1)))
-    error = panel.images[ERROR_CAPTION]
-    assert (error[:, :2] == (0, 255, 255)).all()
-    np.testing.assert_allclose(error[:, 2:].astype(int), np.broadcast_to((0, 0, 4), (32, 46, 3)), atol=1)
-    assert (panel.images["flow to the next frame"] == (0, 209, 255)).all()

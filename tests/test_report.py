@@ -11,9 +11,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
+from vda.curves import curve_svg, curves
 
 from vda import report as module_under_test
-from vda.curves import curve_svg, curves
 from vda.pictures import data_uri
 from vda.report import Panel, colour_label, overlay, score_table, write_report
 
