@@ -115,10 +115,16 @@ class Browser:
         self.pause(0.1)
 
     def point(self, selector: str) -> None:
-        from PySide6.QtTest import QTest
+        from PySide6.QtCore import QEvent, QPointF, Qt
+        from PySide6.QtGui import QMouseEvent
 
-        QTest.mouseMove(self.view.focusProxy(), self._place(selector))
-        self.pause(0.1)
+        place, target = QPointF(self._place(selector)), self.view.focusProxy()
+        nothing = Qt.MouseButton.NoButton
+        for at in (place - QPointF(1, 1), place):  # QTest's own move ends at a window that no pointer is over
+            keys = Qt.KeyboardModifier.NoModifier
+            event = QMouseEvent(QEvent.Type.MouseMove, at, target.mapToGlobal(at), nothing, nothing, keys)
+            self.app.sendEvent(target, event)
+            self.pause(0.1)
 
     def press(self, key: str) -> None:
         from PySide6.QtCore import Qt

@@ -7,7 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from vda.pictures import error_image, flow_image
+from vda.pictures import colour_label, error_image, flow_image, overlay
+
+PALETTE = np.array([[128, 64, 128], [70, 130, 180], [220, 20, 60]], np.uint8)
 
 
 def middlebury(u: float, v: float) -> tuple[int, int, int]:
@@ -135,3 +137,16 @@ def test_pictures_of_unlike_sizes_are_refused() -> None:
         error_image(frame, frame.astype(np.float32), np.zeros((5, 4), bool))
     with pytest.raises(ValueError, match="brought: wanted the size"):
         error_image(frame, np.zeros((4, 4, 3), np.float32), np.zeros((4, 5), bool))
+
+
+def test_overlay_by_hand() -> None:
+    frame = np.array([[[100, 100, 100], [10, 20, 30]]], np.uint8)
+    label = np.array([[1, 255]], np.uint8)
+    assert overlay(frame, label, PALETTE, 0.5).tolist() == [[[85, 115, 140], [10, 20, 30]]]
+    assert overlay(frame, label, PALETTE, 1.0)[0, 0].tolist() == [70, 130, 180]
+    assert overlay(frame, label, PALETTE, 0.0).tolist() == frame.tolist()
+    assert colour_label(label, PALETTE).tolist() == [[[70, 130, 180], [0, 0, 0]]]
+    with pytest.raises(ValueError, match="label: wanted the size"):
+        overlay(frame, label[:, :1], PALETTE)
+    with pytest.raises(ValueError, match=r"label: wanted 0 \.\. 2 or 255, got 3"):
+        colour_label(np.array([[3]], np.uint8), PALETTE)

@@ -66,13 +66,11 @@ def groups_html(groups: Sequence[Group], palette: NDArray[np.uint8], room: int) 
     strips = [strip for group in groups for strip in group.strips]
     for width, step in _LEVELS:
         encode = partial(strip_html, palette=palette, width=width, step=step)
-        if sum(map(partial(_estimate, palette=palette, width=width, step=step), strips)) > 1.1 * room:
+        if sum(_estimate(strip, palette, width, step) for strip in strips) > 1.1 * room:
             continue  # spares the work of encoding what cannot fit
         parts = [encode(strip, number=number) for number, strip in enumerate(strips)]
         if sum(len(part.encode()) for part in parts) <= room:
-            return _grouped(groups, parts), f"Every {step}th frame." if step > 2 else ["", "Every second frame."][
-                step - 1
-            ]
+            return _grouped(groups, parts), _thinned(step)
     parts, used = [], 0
     for number, strip in enumerate(strips):
         part = encode(strip, number=number)
