@@ -107,7 +107,7 @@ def prediction_strips(
     """Frame, truth, and what each stage predicts and where it is wrong, for the worst clips of `dataset`."""
     strips = []
     chosen = worst_first(dataset, scores, report.clips)
-    for clip, note in progress(chosen, desc="report", unit="clip"):
+    for clip, note in progress(chosen, desc="report: predictions", unit="clip"):
         shown = shown_frames(clip, report.frames)
         truth = [_small(clip.label(i)) for i in shown]
         rows = [Row("truth", truth)] if any(label is not None for label in truth) else []
@@ -133,7 +133,7 @@ def pseudo_strips(
     """Pseudo labels before and after refinement against the next frame, flow, warp error and visibility."""
     none = np.concatenate([dataset.palette, np.zeros((1, 3), np.uint8)])  # of pixels without a pseudo label
     strips = []
-    for clip in progress(_least_covered(dataset, labels, report.clips), desc="report", unit="clip"):
+    for clip in progress(_least_covered(dataset, labels, report.clips), desc="report: pseudo labels", unit="clip"):
         shown = shown_frames(clip, report.frames, stop=len(clip) - 1)  # those with a next frame
         pairs = [_refined(clip, i, labels, flow, refinement, occlusion) for i in shown]
         largest = float(np.nanmax([np.nanmax(np.hypot(*pair.flow), initial=1.0) for pair in pairs]))

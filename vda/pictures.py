@@ -133,7 +133,7 @@ def map_uri(label: LabelMap, colours: NDArray[np.uint8]) -> str:
     picture = Pillow.fromarray(np.where(label == IGNORE, K, label).astype(np.uint8))
     picture.putpalette([*np.asarray(colours, np.uint8).ravel().tolist(), 0, 0, 0])
     file = io.BytesIO()
-    picture.save(file, "PNG", transparency=K, compress_level=9)
+    picture.save(file, "PNG", transparency=K, compress_level=7)  # 9 takes six times as long for a tenth less
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 

@@ -86,10 +86,14 @@ def write_report(
     if log:
         after.append(_section("Learning curves", _curves_html(log), _note(_CURVES_NOTE)))
     after.append(_section("Settings", _settings_html(settings)))
-    # the rest of the page first: what it leaves of the 20 MB is for pictures
-    bare = _page(title, _headline(scores), [*before, *_clip_sections(clips, swatches, palette, 0), *after])
-    shown = _clip_sections(clips, swatches, palette, MAX_BYTES - len(bare.encode()) - 2000)
-    atomic_write(path, _page(title, _headline(scores), [*before, *shown, *after]).encode())
+    clips = [group for group in clips if group.strips]
+    if clips:  # the rest of the page first: what it leaves of the 20 MB is for pictures
+        head = viewer_html(clips) + _legend(swatches)
+        rest = _page(title, _headline(scores), [*before, _section("Clips", head), *after])
+        parts, left_out = groups_html(clips, palette, MAX_BYTES - len(rest.encode()) - 2000)
+        shown = "".join(f"<h3>{escape(name)}</h3>{part}" for name, part in parts)
+        before.append(_section("Clips", head, _note(left_out) if left_out else "", shown))
+    atomic_write(path, _page(title, _headline(scores), [*before, *after]).encode())
 
 
 def _score_sections(scores: Mapping[str, Scores], swatches: Mapping[str, str]) -> Iterable[tuple[str, str]]:
@@ -102,16 +106,6 @@ def _score_sections(scores: Mapping[str, Scores], swatches: Mapping[str, str]) -
     yield _section("VPQˢ", table_html(vpq_table(scores), swatches), _note(_VPQ_NOTE))
     if matrices := matrices_html(scores, swatches):
         yield _section("Confusion", matrices, _note(_CONFUSION_NOTE))
-
-
-def _clip_sections(
-    groups: Sequence[Group], swatches: Mapping[str, str], palette: NDArray[np.uint8], room: int
-) -> list[tuple[str, str]]:
-    if not any(group.strips for group in groups):
-        return []
-    shown, left_out = groups_html(groups, palette, room)
-    head = f"{viewer_html(groups)}{_legend(swatches)}{_note(left_out) if left_out else ''}"
-    return [_section("Clips", head, *(f"<h3>{escape(title)}</h3>{part}" for title, part in shown))]
 
 
 # --- parts of the page
