@@ -203,12 +203,19 @@ def test_page_fits_the_window_and_its_colours_follow_the_system(page, tmp_path, 
         "[...document.querySelectorAll('main *')].filter((e) => !e.closest('.wide') && e.offsetWidth && "
         "e.getBoundingClientRect().right > innerWidth + 1).map((e) => e.outerHTML.slice(0, 200))"
     )
-    steps = [SHOWN, {"run": "[document.documentElement.scrollWidth, innerWidth]"}, {"run": outside}, {"run": nameless}]
+    heads = "[...document.querySelectorAll('tbody th')].map((e) => e.offsetWidth).filter(Boolean)"
+    steps = [
+        SHOWN,
+        {"run": f"Math.min(...{heads})"},
+        {"run": "[document.documentElement.scrollWidth, innerWidth]"},
+        {"run": outside},
+        {"run": nameless},
+    ]
     steps += [{"shot": str(shots[0])}, {"point": ".confusion[open] .matrix"}, {"shot": str(shots[1])}]
     steps += [{"point": ".strip .pictures"}, {"shot": str(shots[2])}]
-    (wide, window), clipped, unnamed = [
-        value for value in drive(page, *steps, size=size, dark=dark) if value is not None
-    ]
+    found = [value for value in drive(page, *steps, size=size, dark=dark) if value is not None]
+    narrowest, (wide, window), clipped, unnamed = found
+    assert narrowest >= 80  # pixels, of the names of rows
     assert wide <= window
     assert clipped == []
     assert unnamed == []
