@@ -113,6 +113,12 @@ def test_prediction_strips_without_labels_have_no_truth_and_no_errors() -> None:
     assert group.title == "Worst clips: arrays/all"
 
 
+def test_predictions_of_another_size_are_shown_but_not_judged() -> None:
+    clip = scrolling_clip("a", length=2)
+    group = prediction_strips({"vst": lambda clip, i: np.zeros((5, 7), np.uint8)}, dataset(clip), {}, Report())
+    assert [row.caption for row in group.strips[0].rows] == ["truth", "vst"]
+
+
 def test_large_frames_are_shrunk_at_once() -> None:
     frames = np.zeros((1, 40, 2048, 3), np.uint8)
     labels = np.zeros((1, 40, 2048), np.uint8)

@@ -207,14 +207,20 @@ def test_stages_measured_differently_are_told_apart(tmp_path):
 def test_intervals_and_steadiness_stand_beside_the_means(tmp_path):
     interval = {"level": 0.9, "samples": 500, "miou": [0.3011, 0.4419], "vpq": [float("nan"), 0.4]}
     first = scores([0.5, 0.2, 0.1], 0.4, 0.3) | {"interval": interval, "tc": 0.777, "mvc": {"16": 0.512, "8": 0.625}}
-    second = scores([0.5, 0.2, 0.1], 0.5, 0.3) | {"tc": None, "mvc": {"8": float("nan")}}
+    first |= {"coverage": 1.0, "tc_unmasked": 0.611, "flow": "dis"}
+    second = scores([0.5, 0.2, 0.1], 0.5, 0.3) | {"tc": None, "mvc": {"8": float("nan")}, "coverage": 1.0}
     text, page = written(tmp_path, scores={"source_only": first, "vst": second})
     words = page.words()
-    assert "mIoU pixel accuracy VPQˢ TC mVC8 mVC16 source-only 40.0 30.1 to 44.2 90.0 30.0 77.7 62.5 51.2" in words
-    assert "VST 50.0 +10.0 90.0 ±0.0 30.0 ±0.0 - - -" in words
+    assert "mIoU pixel accuracy VPQˢ TC TC, occluded too mVC8 mVC16 source-only" in words
+    assert "source-only 40.0 30.1 to 44.2 90.0 30.0 77.7 61.1 62.5 51.2" in words
+    assert "VST 50.0 +10.0 90.0 ±0.0 30.0 ±0.0 - - - -" in words
+    assert "optical flow of TC dis" in words
     assert words.count("30.1 to 44.2") == 3  # the card, and two tables
     assert "intervals of 90 % from 500 bootstrap samples of the clips" in words
     assert "nan" not in text
+    _, page = written(tmp_path, scores={"source_only": first, "vst": second | {"coverage": 0.876}})
+    assert "mIoU pixel accuracy covered VPQˢ" in page.words()
+    assert "87.6 -12.4" in page.words()
 
 
 def test_rules_of_the_choice_are_shown_where_there_are_several(tmp_path):

@@ -187,8 +187,8 @@ def _small(picture: Any) -> Any:
 
 
 def _judged(found: LabelMap | None, truth: LabelMap | None) -> LabelMap | None:
-    """Right 0, wrong 1, not scored 2."""
-    if found is None or truth is None:
+    """Right 0, wrong 1, not scored 2; None where there is nothing to compare, or predictions of another size."""
+    if found is None or truth is None or found.shape != truth.shape:
         return None
     return np.where(truth == IGNORE, 2, found != truth).astype(np.uint8)
 

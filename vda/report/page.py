@@ -34,7 +34,13 @@ from vda.report.tables import (
 
 MAX_BYTES = 20_000_000
 # Provenance that stands beside the numbers, in this order, where the scores carry it.
-_PROVENANCE = {"dataset": "data set", "rule": "checkpoint rule", "seed": "seed", "checkpoint": "checkpoint"}
+_PROVENANCE = {
+    "dataset": "data set",
+    "rule": "checkpoint rule",
+    "seed": "seed",
+    "flow": "optical flow of TC",
+    "checkpoint": "checkpoint",
+}
 
 _IOU_NOTE = "Below a value, its difference to the first row in points; bold, the best, the ceiling apart."
 _VPQ_NOTE = "Video panoptic quality with each class as one instance, over windows of k successive labelled frames."

@@ -54,13 +54,16 @@ def overall_table(scores: Mapping[str, Scores]) -> Table:
     read: dict[str, Callable[[Scores], Value]] = {
         "mIoU": lambda s: s["miou"],
         "pixel accuracy": lambda s: s.get("pixel_accuracy"),
+        "covered": lambda s: s.get("coverage"),
         "VPQˢ": lambda s: s["vpq"],
         "TC": lambda s: s.get("tc"),
+        "TC, occluded too": lambda s: s.get("tc_unmasked"),
     }
     for k in lengths:
         read[_CLIP_LENGTHS.format(k)] = lambda s, k=k: (s.get("mvc") or {}).get(str(k))  # type: ignore[misc]
     found = {column: {name: known(value(stage)) for name, stage in scores.items()} for column, value in read.items()}
-    columns = [column for column in found if column in ("mIoU", "VPQˢ") or set(found[column].values()) != {None}]
+    dull: dict[str, set[Value]] = {"mIoU": set(), "VPQˢ": set(), "covered": {None, 1.0}}  # not worth a column
+    columns = [column for column in found if not {*found[column].values()} <= dull.get(column, {None})]
     rows = {name: [found[column][name] for column in columns] for name in scores}
     return Table(columns, rows, 0, _intervals(scores))
 
