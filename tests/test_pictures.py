@@ -1,19 +1,15 @@
-"""Pictures of flow, warp error and visibility: pixels worked out by hand, and the code of the Middlebury benchmark."""
+"""Pictures of flow and warp error: pixels worked out by hand, and the code of the Middlebury benchmark."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from clips import ArrayClip, dataset, scrolling_clip
 
-from vda.options import Occlusion
-from vda.panels import ERROR_CAPTION, pseudo_panels
-from vda.pictures import error_image, flow_image, visible_image
-from vda.pseudo import PseudoLabels
+from vda.pictures import colour_label, error_image, flow_image, overlay
+
+PALETTE = np.array([[128, 64, 128], [70, 130, 180], [220, 20, 60]], np.uint8)
 
 
 def middlebury(u: float, v: float) -> tuple[int, int, int]:
@@ -107,12 +103,6 @@ def test_flow_image_scales_to_its_longest_vector() -> None:
     np.testing.assert_array_equal(flow_image(np.array([[[5.0]], [[-0.0]]], np.float32))[0, 0], [255, 0, 0])
 
 
-def test_visible_by_hand() -> None:
-    found = visible_image(np.array([[True, False]]))
-    assert found.dtype == np.uint8
-    assert found.tolist() == [[[255, 255, 255], [0, 0, 0]]]
-
-
 def test_warp_error_by_hand() -> None:
     """Mean error of the channels 0, 20, 40 and 90 of 40 grey levels; the same unseen; no neighbour, seen or not."""
     frame = np.full((2, 5, 3), 100, np.uint8)
@@ -149,24 +139,14 @@ def test_pictures_of_unlike_sizes_are_refused() -> None:
         error_image(frame, np.zeros((4, 4, 3), np.float32), np.zeros((4, 5), bool))
 
 
-class TrueLabels(PseudoLabels):
-    def __call__(self, clip: Any, i: int) -> Any:
-        return clip.label(i)
-
-
-@pytest.mark.parametrize("test", ["photometric", "consistency", "both"])
-def test_panels_of_a_scrolling_clip(test: Any, tmp_path: Any) -> None:
-    """Stripes move two pixels to the left: the left two columns leave the frame, all else fits without error."""
-    data = dataset(scrolling_clip(shift=2, size=(32, 48)))
-
-    def flow(clip: ArrayClip, i: int, j: int) -> Any:
-        return clip.exact_flow(i, j)
-
-    (panel, *_) = pseudo_panels(data, TrueLabels(tmp_path, []), flow, "strict", Occlusion(test=test), count=1)
-    left = torch.arange(48) < 2
-    visible = panel.images[f"visible (white) in the next frame; test: {test}"]
-    np.testing.assert_array_equal(visible[..., 0], np.tile(np.where(left, 0, 255), (32, 1)))
-    error = panel.images[ERROR_CAPTION]
-    assert (error[:, :2] == (0, 255, 255)).all()
-    np.testing.assert_allclose(error[:, 2:].astype(int), np.broadcast_to((0, 0, 4), (32, 46, 3)), atol=1)
-    assert (panel.images["flow to the next frame"] == (0, 209, 255)).all()
+def test_overlay_by_hand() -> None:
+    frame = np.array([[[100, 100, 100], [10, 20, 30]]], np.uint8)
+    label = np.array([[1, 255]], np.uint8)
+    assert overlay(frame, label, PALETTE, 0.5).tolist() == [[[85, 115, 140], [10, 20, 30]]]
+    assert overlay(frame, label, PALETTE, 1.0)[0, 0].tolist() == [70, 130, 180]
+    assert overlay(frame, label, PALETTE, 0.0).tolist() == frame.tolist()
+    assert colour_label(label, PALETTE).tolist() == [[[70, 130, 180], [0, 0, 0]]]
+    with pytest.raises(ValueError, match="label: wanted the size"):
+        overlay(frame, label[:, :1], PALETTE)
+    with pytest.raises(ValueError, match=r"label: wanted 0 \.\. 2 or 255, got 3"):
+        colour_label(np.array([[3]], np.uint8), PALETTE)

@@ -24,7 +24,7 @@ import yaml
 from vda.data.transforms import Augment
 from vda.errors import UsageError
 from vda.methods import METHODS
-from vda.options import Data, Flow, Network, Occlusion, wanted
+from vda.options import Data, Flow, Network, Occlusion, Report, wanted
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Config:
     augment: Augment = field(default_factory=lambda: Augment(flip=0.5))
     """Augmentation of labelled source, and of the target where a method has none of its own."""
     occlusion: Occlusion = field(default_factory=Occlusion)
+    report: Report = field(default_factory=Report)
 
     def __post_init__(self) -> None:
         wanted(self.seed >= 0, "seed", "0 or more", self.seed)
@@ -79,7 +80,7 @@ def known_method(name: str, where: str) -> None:
 
 
 # Settings that say where and how a run is done, not what it computes.
-_BESIDE_THE_POINT = ("recipe", "out", "resume", "device", "checkpoint_every", "snapshots", "only")
+_BESIDE_THE_POINT = ("recipe", "out", "resume", "device", "checkpoint_every", "snapshots", "only", "report")
 _BESIDE_THE_POINT_OF_DATA = ("source_root", "target_root", "workers")
 
 

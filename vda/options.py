@@ -179,3 +179,17 @@ class Occlusion:
     def __post_init__(self) -> None:
         wanted(self.alpha > 0, "occlusion.alpha", "more than 0", self.alpha)
         wanted(0 < self.threshold < 1, "occlusion.threshold", "between 0 and 1", self.threshold)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The page of a run (docs/report.md)."""
+
+    clips: int = 3
+    """Clips to play, the worst first; as many of the pseudo labels."""
+    frames: int = 24
+    """Frames of a clip that are shown, from its first labelled one on."""
+
+    def __post_init__(self) -> None:
+        wanted(self.clips >= 0, "report.clips", "0 or more", self.clips)
+        wanted(self.frames >= 1, "report.frames", "at least 1", self.frames)
