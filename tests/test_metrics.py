@@ -18,10 +18,9 @@ from vda.metrics import (
     ConfusionMatrix,
     Scorer,
     VideoPanopticQuality,
-    _count_on_device,
-    _count_on_host,
     joint_histogram,
 )
+from vda.metrics.confusion import _count_on_device, _count_on_host
 
 VOID = 255
 
@@ -266,7 +265,7 @@ def test_histogram_of_any_integer_kind(dtype):
         tensors = torch.from_numpy(pred), torch.from_numpy(label)
         np.testing.assert_array_equal(joint_histogram(*tensors, 3), wanted)
         # The path of tensors on an accelerator, run here on the host.
-        np.testing.assert_array_equal(_count_on_device(*tensors), _count_on_host(pred, label))
+        np.testing.assert_array_equal(_count_on_device(*tensors), _count_on_host(pred, label).ravel())
         np.testing.assert_array_equal(tensors[1].numpy(), label)
     assert joint_histogram(pred[:0], label[:0], 3).sum() == 0
 
