@@ -53,10 +53,10 @@ class FolderPredictor:
                     wanted = f"{dataset.size[1]} x {dataset.size[0]} pixels, the size at which {dataset.name} is read"
                     raise UsageError(f"{path}: wanted {wanted}, found {size[1]} x {size[0]}")
         if unclaimed:
-            clips = ", ".join(clip.name for clip in dataset.clips[:3])
+            example = self.path(dataset.clips[0], 0).relative_to(folder)
             raise UsageError(
-                f"{min(unclaimed)}: wanted a frame of {dataset.name} (clips {clips}{', ...' * (len(dataset.clips) > 3)}), "
-                f"found none of that name; {len(unclaimed)} such files"
+                f"{min(unclaimed)}: wanted a name of a frame of {dataset.name}, such as {example}, found another; "
+                f"{len(unclaimed)} such files"
             )
 
     def path(self, clip: Clip, i: int) -> Path:
@@ -80,9 +80,13 @@ class FolderPredictor:
 
 
 def holds_predictions(folder: Path) -> bool:
-    """Whether a folder holds files CLIP/FRAME.png and no checkpoints."""
-    checkpoints = ("manifest.json", "finished.json", "step-*")
-    return not any(any(folder.glob(name)) for name in checkpoints) and any(folder.glob("*/*.png"))
+    """Whether a folder holds files CLIP/FRAME.png, not checkpoints. UsageError where it holds neither."""
+    if any(any(folder.glob(name)) for name in ("manifest.json", "finished.json", "step-*")):
+        return False
+    found = any(folder.glob("*/*.png"))
+    if folder.is_dir() and not found:
+        raise UsageError(f"{folder}: wanted a checkpoint, or label images named CLIP/FRAME.png, found neither")
+    return found
 
 
 def size_of_predictions(folder: Path) -> tuple[int, int]:

@@ -42,9 +42,9 @@ class Motion:
             back = torch.from_numpy(reverse)[None]
         else:
             flow = self.flow(clip, i, i + 1)
-        frames = [torch.from_numpy(clip.frame(j)).permute(2, 0, 1)[None].float() / 255 for j in (i, i + 1)]
-        seen = visible(*frames, torch.from_numpy(flow)[None], back, self.occlusion)[0]
-        return flow, seen.numpy()
+        frame, neighbour = (torch.from_numpy(clip.frame(j)).permute(2, 0, 1)[None].float() / 255 for j in (i, i + 1))
+        seen = visible(frame, neighbour, torch.from_numpy(flow)[None], back, self.occlusion)
+        return flow, seen[0].numpy()
 
 
 def score(

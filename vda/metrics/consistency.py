@@ -91,22 +91,23 @@ class VideoConsistency:
         self.lengths = tuple(lengths)
         self.windows: Counts = np.zeros(len(self.lengths), np.int64)
         self._share_units = [0] * len(self.lengths)  # Python integers: no overflow, no rounding
+        self._label: NDArray[Any] | None = None  # of the last frame
         self.end_clip()
 
     def add_frame(self, pred: LabelArray, label: LabelArray) -> None:
         """Adds the next frame of the present clip: [H, W], values as `joint_histogram` wants them, not checked here."""
-        pred, label = _host(pred), _host(label)
-        labelled = label != self.ignore
-        right = (label == pred) & labelled
+        truth = _host(label)
+        labelled = truth != self.ignore
+        right = (truth == _host(pred)) & labelled
         if self._label is None:
             self._steady, self._right = labelled.astype(np.uint8), right.astype(np.uint8)
         else:
-            same = label == self._label
+            same = truth == self._label
             for run, goes_on in ((self._steady, labelled), (self._right, right)):
                 run *= same
                 run += run < max(self.lengths)
                 run *= goes_on
-        self._label = label.copy()
+        self._label = truth.copy()
         self._frames += 1
         for row, length in enumerate(self.lengths):
             if length <= self._frames:
@@ -121,7 +122,7 @@ class VideoConsistency:
     def end_clip(self) -> None:
         """Ends the present clip, or its present run of labelled frames: no window crosses this point."""
         self._frames = 0
-        self._label: NDArray[Any] | None = None
+        self._label = None
         # Of each pixel, for how many frames up to the last one its label has stood still, and its prediction was right.
         self._steady = self._right = np.zeros((0, 0), np.uint8)
 

@@ -1,0 +1,91 @@
+"""Scores side by side as Markdown: the means with their intervals, each class, and what they were measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vda.report import score_table
+
+Scores = Mapping[str, Any]  # of one run, as `vda.scoring.score_predictions` gives them
+
+NOTE = (
+    "Percent; brackets: bootstrap interval over the clips (95 %); -: no such score. mIoU, pixel accuracy and VPQ^s count "
+    "a pixel without a prediction as an error; covered: share of the labelled pixels that have one. TC compares a "
+    "prediction with the next one, brought back by optical flow; TC all: occluded pixels too. mVC: of the pixels whose "
+    "label stands still for 8 or 16 successive labelled frames, the share that is right in all of them."
+)
+
+
+def markdown(scores: Mapping[str, Scores]) -> str:
+    """Tables of the runs: means, IoU and VPQ^s of each class; and beside them what every run was scored on and with."""
+    means = [["", *_MEANS], *([name, *(cell(run) for cell in _MEANS.values())] for name, run in scores.items())]
+    return "\n\n".join([_table(means), score_table(scores), _vpq_table(scores), NOTE, *_beside(scores)]) + "\n"
+
+
+def _vpq_table(scores: Mapping[str, Scores]) -> str:
+    classes = list(dict.fromkeys(name for run in scores.values() for name in run["classes"]))
+    rows = [["VPQ^s", *classes]]
+    for name, run in scores.items():
+        found = dict(zip(run["classes"], run["vpq_per_class"], strict=True))
+        rows.append([name, *(_percent(found.get(of)) for of in classes)])
+    return _table(rows)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _with_interval(run: Scores, key: str) -> str:
+    bounds = (run.get("interval") or {}).get(key)
+    return _percent(run[key]) + (f" [{_percent(bounds[0])}, {_percent(bounds[1])}]" if bounds else "")
+
+
+_MEANS = {
+    "mIoU": lambda run: _with_interval(run, "miou"),
+    "pixel accuracy": lambda run: _percent(run["pixel_accuracy"]),
+    "covered": lambda run: _percent(run["coverage"]),
+    "VPQ^s": lambda run: _with_interval(run, "vpq"),
+    "k = 1, 2, 3, 4": lambda run: ", ".join(map(_percent, run["vpq_k"])),
+    "TC": lambda run: _percent(run["tc"]),
+    "TC all": lambda run: _percent(run["tc_unmasked"]),
+    "mVC8": lambda run: _percent(run["mvc"]["8"]),
+    "mVC16": lambda run: _percent(run["mvc"]["16"]),
+}
+
+
+def _beside(scores: Mapping[str, Scores]) -> list[str]:
+    """What the numbers were measured on, one paragraph for all runs that agree in it."""
+    texts: dict[str, list[str]] = {}
+    for name, run in scores.items():
+        texts.setdefault(_provenance(run), []).append(name)
+    if len(texts) == 1:
+        return list(texts)
+    return [f"{', '.join(names)}: {text}" for text, names in texts.items()]
+
+
+def _provenance(run: Scores) -> str:
+    size = " x ".join(map(str, run["size"])) if run["size"] else "no"
+    facts = [
+        f"Data set {run['dataset']}",
+        f"{run['frames']} labelled frames in {run['clips']} clips of {size} pixels (H x W)",
+        f"{len(run['classes'])} classes ({', '.join(run['classes'])})",
+        f"pixels labelled {run['ignore']} left out",
+        f"checkpoint rule: {run['rule']}",
+    ]
+    facts += [f"{key} {run[key]}" for key in ("checkpoint", "seed") if key in run]
+    if "flow" in run:
+        facts.append(f"TC over {run['tc_pairs']} pairs by the flow {run['flow']}, occlusion {_settings(run)}")
+    return f"{'; '.join(facts)}."
+
+
+def _settings(run: Scores) -> str:
+    return ", ".join(f"{key} {value}" for key, value in run["occlusion"].items())
+
+
+def _table(lines: Sequence[Sequence[str]]) -> str:
+    rows = [[cell.replace("|", r"\|") for cell in line] for line in lines]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    cells = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
