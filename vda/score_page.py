@@ -10,7 +10,7 @@ from vda.report import score_table
 Scores = Mapping[str, Any]  # of one run, as `vda.scoring.score_predictions` gives them
 
 NOTE = (
-    "Percent; brackets: bootstrap interval over the clips (95 %); -: no such score. mIoU, pixel accuracy and VPQ^s count "
+    "Percent; brackets: 95 % interval by bootstrap over clips; -: no such score. mIoU, pixel accuracy and VPQ^s count "
     "a pixel without a prediction as an error; covered: share of the labelled pixels that have one. TC compares a "
     "prediction with the next one, brought back by optical flow; TC all: occluded pixels too. mVC: of the pixels whose "
     "label stands still for 8 or 16 successive labelled frames, the share that is right in all of them."
