@@ -14,13 +14,11 @@ detection = pytest.importorskip("torchmetrics.detection", reason="torchmetrics i
 VOID = 255
 
 
-def random_clip(
-    seed: int, K: int, length: int = 6, size: tuple[int, int] = (9, 14)
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Predictions and labels [N, H, W]; some labels void, the last class nowhere, the one before it only predicted."""
+def random_clip(seed: int, K: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Predictions and labels [6, 9, 14]; some labels void, the last class nowhere, the one before it only predicted."""
     rng = np.random.default_rng(seed)
-    label = np.repeat(np.repeat(rng.integers(0, K - 2, (length, 3, 5)), 3, 1), 3, 2)[:, : size[0], : size[1]]
-    keep = rng.random(label.shape) < 0.8
+    label = np.repeat(np.repeat(rng.integers(0, K - 2, (6, 3, 5)), 3, 1), 3, 2)[:, :, :14]
+    keep = rng.random(label.shape) < 1 - 0.2 * label  # the higher the class, the worse it is recognised
     pred = np.where(keep, label, rng.integers(0, K - 1, label.shape))
     label[rng.random(label.shape) < 0.15] = VOID
     label[:, : rng.integers(0, 4)] = VOID

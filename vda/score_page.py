@@ -19,13 +19,14 @@ NOTE = (
 
 def markdown(scores: Mapping[str, Scores]) -> str:
     """Tables of the runs: means, IoU and VPQ^s of each class; and beside them what every run was scored on and with."""
+    scores = {name.replace("|", r"\|"): run for name, run in scores.items()}  # a bar would end the cell
     means = [["", *_MEANS], *([name, *(cell(run) for cell in _MEANS.values())] for name, run in scores.items())]
     return "\n\n".join([_table(means), score_table(scores), _vpq_table(scores), NOTE, *_beside(scores)]) + "\n"
 
 
 def _vpq_table(scores: Mapping[str, Scores]) -> str:
     classes = list(dict.fromkeys(name for run in scores.values() for name in run["classes"]))
-    rows = [["VPQ^s", *classes]]
+    rows = [["VPQ^s", *(of.replace("|", r"\|") for of in classes)]]
     for name, run in scores.items():
         found = dict(zip(run["classes"], run["vpq_per_class"], strict=True))
         rows.append([name, *(_percent(found.get(of)) for of in classes)])
@@ -84,7 +85,7 @@ def _settings(run: Scores) -> str:
 
 
 def _table(lines: Sequence[Sequence[str]]) -> str:
-    rows = [[cell.replace("|", r"\|") for cell in line] for line in lines]
+    rows = [[*line] for line in lines]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
     cells = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
