@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,45 @@ def test_damaged_pixels_and_unknown_classes_are_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(UsageError, match=r"b/0003\.png: wanted a whole image"):
         score_predictions(FolderPredictor(tmp_path, videos), videos)
+
+
+def test_bytes_changed_at_random_are_refused_or_give_labels(tmp_path: Path) -> None:
+    videos = dataset(scrolling_clip("a", 1))
+    write_predictions(tmp_path, videos)
+    path, rng = tmp_path / "a" / "0000.png", np.random.default_rng(0)
+    good = path.read_bytes()
+    messages = []
+    for _ in range(300):
+        bad = bytearray(good)
+        for place in rng.integers(0, len(bad), rng.integers(1, 4)):
+            bad[place] = rng.integers(0, 256)
+        path.write_bytes(bad[: rng.integers(1, len(bad) + 1)] if rng.random() < 0.2 else bad)
+        try:
+            size_of_predictions(tmp_path)
+            label = FolderPredictor(tmp_path, videos)(videos.clips[0], 0)
+        except UsageError as error:
+            messages.append(str(error))
+        else:
+            assert label.shape == (24, 40)
+            assert set(np.unique(label)) <= {0, 1, 2, VOID}
+    assert len(messages) > 200
+    assert all("0000.png: wanted" in message for message in messages)
+
+
+def test_clips_may_be_links_and_sizes_beyond_reason_are_refused(tmp_path: Path) -> None:
+    videos = data()
+    write_predictions(tmp_path / "elsewhere", videos)
+    (tmp_path / "linked").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "linked" / name).symlink_to(tmp_path / "elsewhere" / name)
+    assert score_predictions(FolderPredictor(tmp_path / "linked", videos), videos)["frames"] == 14
+    path = tmp_path / "elsewhere" / "a" / "0000.png"
+    head = bytearray(path.read_bytes())
+    head[16:24] = (200_000).to_bytes(4) * 2
+    head[29:33] = zlib.crc32(head[12:29]).to_bytes(4)
+    path.write_bytes(head)
+    with pytest.raises(UsageError, match=r"a/0000\.png: wanted an image, found an unreadable file \(Image size"):
+        size_of_predictions(tmp_path / "elsewhere")
 
 
 # --- pseudo labels

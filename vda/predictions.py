@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from vda.data.clip import IGNORE, Clip, LabelMap, VideoDataset
-from vda.data.labels import check_label_header, read_label
+from vda.data.labels import check_label_header, image_size, read_label
 from vda.errors import UsageError
 from vda.models import upsample
 
@@ -44,10 +44,10 @@ class FolderPredictor:
         for clip in dataset.clips:
             for i in range(len(clip)):
                 path = self.path(clip, i)
-                if path not in unclaimed:
+                unclaimed.discard(path)
+                if not path.exists():
                     self._check_missing(path, clip, i, every_frame)
                     continue
-                unclaimed.remove(path)
                 size = check_label_header(path, palette=True)
                 if size != dataset.size:
                     wanted = f"{dataset.size[1]} x {dataset.size[0]} pixels, the size at which {dataset.name} is read"
@@ -90,5 +90,5 @@ def holds_predictions(folder: Path) -> bool:
 
 
 def size_of_predictions(folder: Path) -> tuple[int, int]:
-    """(height, width) of the first file. UsageError where it is no label image."""
-    return check_label_header(min(folder.glob("*/*.png")), palette=True)
+    """(height, width) of the first file. UsageError where it is no image, or one of a size beyond reason."""
+    return image_size(min(folder.glob("*/*.png")))

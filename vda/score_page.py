@@ -69,19 +69,20 @@ def _provenance(run: Scores) -> str:
     size = " x ".join(map(str, run["size"])) if run["size"] else "no"
     facts = [
         f"Data set {run['dataset']}",
-        f"{run['frames']} labelled frames in {run['clips']} clips of {size} pixels (H x W)",
+        f"{_count(run['frames'], 'labelled frame')} in {_count(run['clips'], 'clip')} of {size} pixels (H x W)",
         f"{len(run['classes'])} classes ({', '.join(run['classes'])})",
         f"pixels labelled {run['ignore']} left out",
         f"checkpoint rule: {run['rule']}",
     ]
     facts += [f"{key} {run[key]}" for key in ("checkpoint", "seed") if key in run]
     if "flow" in run:
-        facts.append(f"TC over {run['tc_pairs']} pairs by the flow {run['flow']}, occlusion {_settings(run)}")
+        occlusion = ", ".join(f"{key} {value}" for key, value in run["occlusion"].items())
+        facts.append(f"TC over {_count(run['tc_pairs'], 'pair')} by the flow {run['flow']}, occlusion {occlusion}")
     return f"{'; '.join(facts)}."
 
 
-def _settings(run: Scores) -> str:
-    return ", ".join(f"{key} {value}" for key, value in run["occlusion"].items())
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _table(lines: Sequence[Sequence[str]]) -> str:
