@@ -285,6 +285,7 @@ def test_pseudo_labels_by_hand(tmp_path: Path) -> None:
     scores = score_predictions(FolderPredictor(tmp_path, dataset(clip)), dataset(clip))
     assert (scores["miou_covered"], scores["coverage"]) == (0.5, 0.75)
     assert scores["miou"] == pytest.approx((1 / 3 + 1 / 2) / 2)
+    assert "| 75.0 (mIoU 50.0) |" in markdown({"x": scores | {"rule": "none"}})
 
 
 # --- evaluate.py
@@ -323,7 +324,7 @@ def test_runs_side_by_side_in_three_files(served: Path, capsys: pytest.CaptureFi
         "3 classes (class0, class1, class2)",
         "14 labelled frames in 2 clips of 24 x 40 pixels",
         "pixels labelled 255 left out",
-        "checkpoint rule: none, label images",
+        f"\n- {good}: checkpoint rule none, label images\n",
         "TC over 12 pairs by the flow exact, occlusion test photometric",
         r"bad\|",
     ):

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vda.metrics.bootstrap import LEVEL
 from vda.report import score_table
 
 Scores = Mapping[str, Any]  # of one run, as `vda.scoring.score_predictions` gives them
 
 NOTE = (
-    "Percent; brackets: 95 % interval by bootstrap over clips; -: no such score. mIoU, pixel accuracy and VPQ^s count "
-    "a pixel without a prediction as an error; covered: share of the labelled pixels that have one. TC compares a "
-    "prediction with the next one, brought back by optical flow; TC all: occluded pixels too. mVC: of the pixels whose "
-    "label stands still for 8 or 16 successive labelled frames, the share that is right in all of them."
+    f"Percent; brackets: {100 * LEVEL:.0f} % interval by bootstrap over clips; -: no such score. mIoU, pixel accuracy and "
+    "VPQ^s count a pixel without a prediction as an error; covered: share of the labelled pixels that have one, and the "
+    "mIoU of those. TC compares a prediction with the next one, brought back by optical flow; TC all: occluded pixels "
+    "too. mVC: of the pixels whose label stands still for 8 or 16 successive labelled frames, the share that is right in "
+    "all of them."
 )
 
 
@@ -42,10 +44,15 @@ def _with_interval(run: Scores, key: str) -> str:
     return _percent(run[key]) + (f" [{_percent(bounds[0])}, {_percent(bounds[1])}]" if bounds else "")
 
 
+def _covered(run: Scores) -> str:
+    whole = run["coverage"] in (None, 1.0)
+    return _percent(run["coverage"]) + ("" if whole else f" (mIoU {_percent(run['miou_covered'])})")
+
+
 _MEANS = {
     "mIoU": lambda run: _with_interval(run, "miou"),
     "pixel accuracy": lambda run: _percent(run["pixel_accuracy"]),
-    "covered": lambda run: _percent(run["coverage"]),
+    "covered": _covered,
     "VPQ^s": lambda run: _with_interval(run, "vpq"),
     "k = 1, 2, 3, 4": lambda run: ", ".join(map(_percent, run["vpq_k"])),
     "TC": lambda run: _percent(run["tc"]),
@@ -56,29 +63,33 @@ _MEANS = {
 
 
 def _beside(scores: Mapping[str, Scores]) -> list[str]:
-    """What the numbers were measured on, one paragraph for all runs that agree in it."""
+    """What the numbers were measured on, told once for all runs that agree in it; then the checkpoint of each run."""
     texts: dict[str, list[str]] = {}
     for name, run in scores.items():
-        texts.setdefault(_provenance(run), []).append(name)
-    if len(texts) == 1:
-        return list(texts)
-    return [f"{', '.join(names)}: {text}" for text, names in texts.items()]
+        texts.setdefault(_measured_on(run), []).append(name)
+    told = [text if len(texts) == 1 else f"{', '.join(names)}: {text}" for text, names in texts.items()]
+    return [*told, "\n".join(f"- {name}: {_checkpoint(run)}" for name, run in scores.items())]
 
 
-def _provenance(run: Scores) -> str:
+def _measured_on(run: Scores) -> str:
     size = " x ".join(map(str, run["size"])) if run["size"] else "no"
     facts = [
         f"Data set {run['dataset']}",
         f"{_count(run['frames'], 'labelled frame')} in {_count(run['clips'], 'clip')} of {size} pixels (H x W)",
         f"{len(run['classes'])} classes ({', '.join(run['classes'])})",
         f"pixels labelled {run['ignore']} left out",
-        f"checkpoint rule: {run['rule']}",
     ]
-    facts += [f"{key} {run[key]}" for key in ("checkpoint", "seed") if key in run]
     if "flow" in run:
         occlusion = ", ".join(f"{key} {value}" for key, value in run["occlusion"].items())
         facts.append(f"TC over {_count(run['tc_pairs'], 'pair')} by the flow {run['flow']}, occlusion {occlusion}")
     return f"{'; '.join(facts)}."
+
+
+def _checkpoint(run: Scores) -> str:
+    return ", ".join([f"checkpoint rule {run['rule']}", *(f"{key} {run[key]}" for key in _CHECKPOINT if key in run)])
+
+
+_CHECKPOINT = ("checkpoint", "seed")
 
 
 def _count(number: int, noun: str) -> str:
