@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal
 
 import torch
 import tyro
-from torch import nn
 
 from vda.checkpoint import atomic_write
 from vda.cli import run_command
@@ -25,11 +24,11 @@ from vda.errors import UsageError
 from vda.flow.providers import provider
 from vda.models import Ensemble
 from vda.options import Flow, Occlusion
-from vda.predictions import FolderPredictor, holds_predictions, size_of_predictions
+from vda.predictions import FolderPredictor, NetworkPredictor, Predictor, holds_predictions, size_of_predictions
 from vda.report import write_report
 from vda.run import network_of, open_checkpoint
 from vda.score_page import markdown
-from vda.scoring import Motion, Scores, score, score_predictions, write_scores
+from vda.scoring import Motion, Scores, score_predictions, write_scores
 
 
 @dataclass(frozen=True)
@@ -60,32 +59,32 @@ class Evaluate:
     """File for the scores (.json, .md or .html), or a folder for scores.json, scores.md and scores.html."""
 
 
+@dataclass(frozen=True)
+class Entry:
+    """What is scored. beside: what stands beside its scores."""
+
+    dataset: VideoDataset
+    predict: Predictor
+    beside: dict[str, Any]
+
+
 def evaluate(options: Evaluate) -> None:
     device = choose_device(options.device)
     files = _files(options.out)
     if not options.predictions:
         raise UsageError("predictions: wanted at least one folder of a checkpoint or of label images, got none")
     motion = _motion(options, device)
-    scores: dict[str, Scores] = {}
-    networks: list[nn.Module] = []
-    for path in options.predictions:
-        if holds_predictions(path):
-            dataset = open_dataset(options.data, options.root, options.size or size_of_predictions(path))
-            predict = FolderPredictor(path, dataset, every_frame=motion is not None)
-            found = score_predictions(predict, dataset, name=str(path), motion=motion)
-            scores[str(path)] = found | {"rule": "none, label images"}
-        else:
-            dataset, network, beside = _open(path, options, device)
-            scores[str(path)] = score(network, dataset, device, name=str(path), motion=motion) | beside
-            networks += [network] if options.ensemble else []
+    # All are opened and checked before the first one is scored.
+    entries = {str(path): _open(path, options, device) for path in options.predictions}
     if options.ensemble:
-        if len(networks) < len(options.predictions):
-            raise UsageError("--ensemble: wanted checkpoints alone, found a folder of label images")
-        name = f"mean of {len(networks)}"
-        scores[name] = score(Ensemble(networks), dataset, device, name=name, motion=motion) | {"rule": "mean"}
+        entries |= _ensemble(entries, device)
+    scores = {
+        name: score_predictions(entry.predict, entry.dataset, name=name, motion=motion) | entry.beside
+        for name, entry in entries.items()
+    }
     print(markdown(scores), end="")
     for path in files:
-        _write(path, scores, dataset, options)
+        _write(path, scores, next(iter(entries.values())).dataset, options)
 
 
 def _motion(options: Evaluate, device: torch.device) -> Motion | None:
@@ -98,8 +97,12 @@ def _motion(options: Evaluate, device: torch.device) -> Motion | None:
     return Motion(provider(settings, device), options.occlusion)
 
 
-def _open(path: Path, options: Evaluate, device: torch.device) -> tuple[VideoDataset, nn.Module, dict[str, Any]]:
-    """The data set at the size of a checkpoint's training, its network, and what stands beside its scores."""
+def _open(path: Path, options: Evaluate, device: torch.device) -> Entry:
+    """Label images, or a checkpoint; with the data set at their size or that of the training, unless one is given."""
+    if holds_predictions(path):
+        dataset = open_dataset(options.data, options.root, options.size or size_of_predictions(path))
+        images = FolderPredictor(path, dataset, every_frame=options.flow is not None)
+        return Entry(dataset, images, {"rule": "none, label images"})
     checkpoint = open_checkpoint(path)
     dataset = open_dataset(options.data, options.root, options.size or tuple(checkpoint.meta["config"]["data"]["size"]))
     if list(dataset.classes) != checkpoint.meta["classes"]:
@@ -112,7 +115,15 @@ def _open(path: Path, options: Evaluate, device: torch.device) -> tuple[VideoDat
         "rule": "given" if path == checkpoint.path else "last",
         "seed": checkpoint.meta["config"]["seed"],
     }
-    return dataset, network_of(checkpoint, device), beside
+    return Entry(dataset, NetworkPredictor(network_of(checkpoint, device), device), beside)
+
+
+def _ensemble(entries: dict[str, Entry], device: torch.device) -> dict[str, Entry]:
+    networks = [entry.predict.network for entry in entries.values() if isinstance(entry.predict, NetworkPredictor)]
+    if len(networks) < len(entries):
+        raise UsageError("--ensemble: wanted checkpoints alone, found a folder of label images")
+    dataset = next(reversed(entries.values())).dataset
+    return {f"mean of {len(networks)}": Entry(dataset, NetworkPredictor(Ensemble(networks), device), {"rule": "mean"})}
 
 
 # --- files

@@ -336,6 +336,13 @@ def test_runs_side_by_side_in_three_files(served: Path, capsys: pytest.CaptureFi
             assert line.replace(r"\|", "").count("|") in (11, 7, 5), line
 
 
+def test_all_are_checked_before_the_first_is_scored(served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script, "score_predictions", lambda *_, **__: pytest.fail("scored"))
+    (served / "bad|" / "b" / "0008.png").unlink()
+    with pytest.raises(UsageError, match=r"b/0008\.png: wanted a prediction"):
+        evaluate(served / "good", served / "bad|", "--data", "arrays/all")
+
+
 @pytest.mark.parametrize("name", ["s.json", "s.md", "s.html"])
 def test_one_file(served: Path, name: str) -> None:
     evaluate(served / "good", "--data", "arrays/all", "--out", served / "out" / name)

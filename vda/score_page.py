@@ -11,11 +11,11 @@ from vda.report import score_table
 Scores = Mapping[str, Any]  # of one run, as `vda.scoring.score_predictions` gives them
 
 NOTE = (
-    f"Percent; brackets: {100 * LEVEL:.0f} % interval by bootstrap over clips; -: no such score. mIoU, pixel accuracy and "
-    "VPQ^s count a pixel without a prediction as an error; covered: share of the labelled pixels that have one, and the "
-    "mIoU of those. TC compares a prediction with the next one, brought back by optical flow; TC all: occluded pixels "
-    "too. mVC: of the pixels whose label stands still for 8 or 16 successive labelled frames, the share that is right in "
-    "all of them."
+    f"Percent; brackets: {100 * LEVEL:.0f} % interval by bootstrap over clips; -: no such score. mIoU, pixel accuracy "
+    "and VPQ^s count a pixel without a prediction as an error; covered: share of labelled pixels that have one, and "
+    "the mIoU of those. TC compares a prediction with the next one, brought back by optical flow; TC all: occluded "
+    "pixels too. mVC: of the pixels whose label stands still for 8 or 16 successive labelled frames, the share that is "
+    "right in all of them."
 )
 
 
