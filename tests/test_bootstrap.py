@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -78,7 +80,10 @@ def test_order_and_merging_change_no_bit() -> None:
     wanted = scored(clips).scores()
     assert wanted["interval"]["miou"][0] < wanted["miou"] < wanted["interval"]["miou"][1]
     assert scored(clips[::-1]).scores() == wanted
-    assert (scored(clips[4:]) + scored(clips[:2]) + scored(clips[2:4])).scores() == wanted
+    parts = [scored(clips[4:]), scored(clips[:2]), scored(clips[2:4])]
+    assert sum(parts, Scorer([f"c{k}" for k in range(4)])).scores() == wanted
+    sent = [pickle.loads(pickle.dumps(part)) for part in parts]  # as processes hand over what they counted
+    assert sum(sent, Scorer([f"c{k}" for k in range(4)])).scores() == wanted
     unnamed = [("", *clip[1:]) for clip in clips]
     assert scored(unnamed).scores() == scored(unnamed[::-1]).scores()
 
