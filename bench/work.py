@@ -116,6 +116,11 @@ def flow_network(build: Callable[[], Estimator], H: int, W: int, kind: str = "fl
     return _matmul(counter.get_total_flops() + volume.flop, values, kind)
 
 
+def joint_histogram(pixels: int) -> Work:
+    """Label and prediction in."""
+    return Work(0, 2 * pixels)
+
+
 def transfer_spectrum(C: int, H: int, W: int) -> Work:
     """Two images in, one out; how many operations depends on how the transforms are factored."""
     return Work(0, 12 * C * H * W)

@@ -18,10 +18,9 @@ from vda.metrics import (
     ConfusionMatrix,
     Scorer,
     VideoPanopticQuality,
-    _count_on_device,
-    _count_on_host,
     joint_histogram,
 )
+from vda.metrics.confusion import _count_on_device, _count_on_host
 
 VOID = 255
 
@@ -266,9 +265,21 @@ def test_histogram_of_any_integer_kind(dtype):
         tensors = torch.from_numpy(pred), torch.from_numpy(label)
         np.testing.assert_array_equal(joint_histogram(*tensors, 3), wanted)
         # The path of tensors on an accelerator, run here on the host.
-        np.testing.assert_array_equal(_count_on_device(*tensors), _count_on_host(pred, label))
+        np.testing.assert_array_equal(_count_on_device(*tensors), _count_on_host(pred, label).ravel())
         np.testing.assert_array_equal(tensors[1].numpy(), label)
     assert joint_histogram(pred[:0], label[:0], 3).sum() == 0
+
+
+def test_counts_of_many_pixels_are_exact(monkeypatch):
+    # OpenCV hands out float32, which skips odd numbers above 2^24.
+    many = np.zeros(2**24 + 3, np.uint8)
+    assert joint_histogram(many, many, 1)[0, 0] == 2**24 + 3
+    rng = np.random.default_rng(2)
+    pred, label = (rng.choice([0, 1, 2, VOID], (6, 7, 9)).astype(np.uint8) for _ in range(2))
+    whole = joint_histogram(pred, label, 3)
+    monkeypatch.setattr("vda.metrics.confusion._EXACT", 50)  # 378 pixels: seven parts and a rest
+    np.testing.assert_array_equal(joint_histogram(pred, label, 3), whole)
+    np.testing.assert_array_equal(sum(joint_histogram(*frames, 3) for frames in zip(pred, label, strict=True)), whole)
 
 
 @pytest.mark.gpu
@@ -347,6 +358,34 @@ def test_scorer_agrees_with_its_parts():
     assert (doubled["frames"], doubled["vpq"], doubled["miou"]) == (38, scores["vpq"], scores["miou"])
     with pytest.raises(ValueError, match="first frame's size"):
         scorer.add_frame(np.zeros((2, 2), np.uint8), np.zeros((2, 2), np.uint8))
+
+
+def test_coverage_in_the_scorer():
+    # labels 0 0 1 1 . ; predictions 0 . 1 0 1: three of four labelled pixels are covered.
+    scorer = Scorer(["road", "sky"])
+    scorer.add_frame(np.array([[0, VOID, 1, 0, 1]], np.uint8), np.array([[0, 0, 1, 1, VOID]], np.uint8))
+    scores = scorer.scores()
+    assert (scores["coverage"], scores["pixel_accuracy"]) == (0.75, 0.5)
+    assert scores["miou_covered"] == (1 / 2 + 1 / 2) / 2
+    assert scores["miou"] == pytest.approx((1 / 3 + 1 / 2) / 2)
+    assert scores["confusion"] == [[1, 0, 1], [1, 1, 0], [0, 1, 0]]
+
+
+def test_scorers_that_do_not_fit_are_not_added():
+    frame = np.zeros((2, 3), np.uint8)
+    a, b = Scorer("ab"), Scorer("ab")
+    a.add_frame(frame, frame)
+    with pytest.raises(ValueError, match="still open"):
+        a + b
+    a.end_clip("one")
+    b.add_frame(frame[:1], frame[:1])
+    b.end_clip("two")
+    for other in (b, Scorer("ac"), Scorer("ab", ignore=9)):
+        with pytest.raises(ValueError, match="wanted scores"):
+            a + other
+    with pytest.raises(ValueError, match="pred: wanted a class"):
+        a.add_frame(frame + 2, frame)
+    assert a.scores()["clips"] == 1  # what was refused left nothing behind
 
 
 def test_scorer_of_nothing_is_json():

@@ -10,7 +10,7 @@ from typing import Any
 
 from vda.checkpoint import atomic_write
 from vda.data import VideoDataset
-from vda.metrics import ConfusionMatrix
+from vda.metrics import ConfusionMatrix, plain
 from vda.options import Pseudo
 from vda.pseudo import PseudoLabels
 from vda.run import Run
@@ -20,7 +20,10 @@ STEPS = 12
 
 
 def pseudo_scores(target: VideoDataset, labels: PseudoLabels) -> dict[str, Any]:
-    """Coverage and, where the target happens to have labels, accuracy of the pseudo labels. For reports alone."""
+    """Coverage and accuracy of the pseudo labels where the target happens to have labels, and their coverage of all.
+
+    In one pass over the labelled frames. None for a class without labelled or covered pixels. For reports alone.
+    """
     matrix, frames = ConfusionMatrix(target.num_classes), 0
     for clip in target.clips:
         for i in range(len(clip)):
@@ -29,9 +32,9 @@ def pseudo_scores(target: VideoDataset, labels: PseudoLabels) -> dict[str, Any]:
                 matrix.update(labels(clip, i), truth)
                 frames += 1
     return {
-        "coverage": matrix.coverage().tolist(),
-        "iou": matrix.iou(covered_only=True).tolist(),
-        "miou": matrix.miou(covered_only=True),
+        "coverage": [plain(share) for share in matrix.coverage()],
+        "iou": [plain(iou) for iou in matrix.iou(covered_only=True)],
+        "miou": plain(matrix.miou(covered_only=True)),
         "total_coverage": labels.coverage,
         "frames": frames,
     }
