@@ -207,3 +207,15 @@ def test_flow_strips_compare_with_true_flow_where_there_is_one() -> None:
     assert (first.rows[0].pictures[0] == (0, 209, 255)).all()  # to the left, the longest
     assert (first.rows[1].pictures[0] == 255).all()
     assert [row.caption for row in second.rows] == ["estimated flow", WARP_ERROR]
+
+
+def test_unknown_flow_does_not_set_the_scale() -> None:
+    """Right by 4 pixels in one pixel, half as far in the next, and then not a number, and endless."""
+    clip = ArrayClip("a", np.zeros((2, 1, 4, 3), np.uint8))
+
+    def odd(clip: Any, i: int, j: int) -> Any:
+        return np.array([[[4, 2, np.nan, np.inf]], [[0, 0, 0, 0]]], np.float32)
+
+    (strip,) = flow_strips(odd, dataset(clip), Report()).strips
+    assert strip.rows[0].pictures[0] is not None
+    assert strip.rows[0].pictures[0][0].tolist() == [[255, 0, 0], [255, 127, 127], [0, 0, 0], [0, 0, 0]]

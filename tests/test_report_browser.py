@@ -95,6 +95,16 @@ def drive(page, *steps, size="wide", dark=False):
     return found["results"]
 
 
+def answers(page, *steps, **window):
+    """The values of the steps that have one."""
+    return [value for value in drive(page, *steps, **window) if value is not None]
+
+
+def until(condition):
+    """Waits until what was done has arrived at the page, however long a busy machine takes."""
+    return {"until": condition}
+
+
 SHOWN = {"until": "strips.every((strip) => strip.element.dataset.shown === String(strip.at))"}
 STATE = {
     "run": "(({at, element}) => [at, Number(element.dataset.shown), element.querySelector('input').value, "
@@ -114,15 +124,17 @@ def shown(frame):
 def test_rows_show_one_frame_and_switch_together(page):
     """By mouse and by keyboard; the slider and the text tell the same frame; the end leads to the beginning."""
     forth, back, slider = ('.strip [data-do="forth"]', '.strip [data-do="back"]', ".strip input")
-    acts = [[], [{"click": forth}], [{"click": back}, {"click": back}]]
-    acts += [[{"press": key}] for key in ("Right", "End", "Left", "Home")] + [[{"click": slider}, {"press": "Right"}]]
-    steps = [step for act in acts for step in (*act, SHOWN, STATE)]
-    steps.append({"run": "strips[1].at"})
-    found = [value for value in drive(page, *steps) if value is not None]
-    assert found[:-2] == [shown(frame) for frame in (0, 1, 5, 0, 5, 4, 0)]
+    acts = [([], 0), ([{"click": forth}], 1), ([{"click": back}], 0), ([{"click": back}], 5)]
+    acts += [([{"press": key}], frame) for key, frame in (("Right", 0), ("End", 5), ("Left", 4), ("Home", 0))]
+    steps = [step for act, frame in acts for step in (*act, until(f"strips[0].at === {frame}"), SHOWN, STATE)]
     # a click on the middle of a slider 0 .. 5 is 2 or 3; the arrow key goes one on, as in the rest of the clip
-    assert found[-2] in (shown(3), shown(4))
-    assert found[-1] == 0
+    steps += [{"click": slider}, until("strips[0].at >= 2"), {"run": "strips[0].at"}, {"press": "Right"}]
+    steps += [until("strips[0].at >= 3"), SHOWN, STATE, {"run": "strips[1].at"}]
+    *found, clicked, last, other = answers(page, *steps)
+    assert found == [shown(frame) for _, frame in acts]
+    assert clicked in (2, 3)
+    assert last in (shown(3), shown(4))
+    assert other == 0
 
 
 def test_maps_are_drawn_over_the_frame(page):
@@ -143,47 +155,46 @@ def test_maps_are_drawn_over_the_frame(page):
 
 
 def test_clip_plays_and_stops(page):
+    """By mouse and by the space bar; all frames come by, and another clip stands still throughout."""
     play = '.strip [data-do="play"]'
-    label = {"run": f"document.querySelector('{play}').getAttribute('aria-label')"}
+    label = f"document.querySelector('{play}').ariaLabel"
+    watch = "setInterval(() => strips[0].seen.add(Number(strips[0].element.dataset.shown)), 1)"
     at = {"run": "strips[0].at"}
-    seen = (
-        "strips[0].seen = new Set(), setInterval(() => strips[0].seen.add(Number(strips[0].element.dataset.shown)), 1)"
-    )
-    steps = [SHOWN, label, {"run": f"[{seen}, speed.value = '25'].length"}, {"click": play}, label]
-    steps += [{"until": "strips[0].seen.size === 6"}, {"click": play}, label, at, {"pause": 0.5}, at]
-    # by keyboard: a second press stops it again; another clip stands still throughout
-    steps += [{"click": ".strip h3"}, {"press": "Space"}, {"run": "strips[0].timer !== 0"}]
-    steps += [{"press": "Space"}, {"run": "strips[0].timer"}, {"run": "[strips[1].at, strips[1].timer]"}]
-    found = [value for value in drive(page, *steps) if value is not None]
-    assert found[0] == "play"
-    assert found[2:4] == ["pause", "play"]
-    assert found[4] == found[5]
-    assert found[6:] == [True, 0, [0, 0]]
+    steps = [SHOWN, {"run": label}, {"run": f"[speed.value = '25', strips[0].seen = new Set(), {watch}].length"}]
+    steps += [{"click": play}, until(f"{label} === 'pause'"), until("strips[0].seen.size === 6")]
+    steps += [{"click": play}, until(f"{label} === 'play'"), SHOWN, at, {"pause": 0.5}, at]
+    steps += [{"click": ".strip h3"}, {"press": "Space"}, until("strips[0].timer !== 0"), {"run": label}]
+    steps += [{"press": "Space"}, until("strips[0].timer === 0"), {"run": "[strips[1].at, strips[1].timer]"}]
+    first, _, stopped, still, playing, other = answers(page, *steps)
+    assert first == "play"
+    assert stopped == still
+    assert playing == "pause"
+    assert other == [0, 0]
 
 
 def test_pictures_grow_and_rows_can_be_hidden(page):
-    width = "document.querySelector('.strip figure').offsetWidth"
-    steps = [SHOWN, {"run": width}, {"click": ".strip .picture"}, {"run": width}]
-    steps += [{"run": "document.querySelector('.strip .picture').ariaPressed"}, {"press": "Space"}, {"run": width}]
+    width = {"run": "document.querySelector('.strip figure').offsetWidth"}
+    pressed = "document.querySelector('.strip .picture').ariaPressed"
     box = "[data-shows='errors of VST']"
-    visible = {"run": "[...document.querySelectorAll('figure[data-row]')].filter((f) => f.offsetWidth).length"}
-    steps += [visible, {"click": box}, visible, {"click": box}, visible]
-    found = [value for value in drive(page, *steps) if value is not None]
-    small, large, pressed, again, *counts = found
+    count = "[...document.querySelectorAll('figure[data-row]')].filter((f) => f.offsetWidth).length"
+    steps = [SHOWN, width, {"click": ".strip .picture"}, until(f"{pressed} === 'true'"), width]
+    steps += [{"press": "Space"}, until(f"{pressed} === 'false'"), width, {"run": count}]
+    steps += [{"click": box}, until(f"{count} < 10"), {"run": count}, {"click": box}, until(f"{count} === 10")]
+    small, large, again, *counts = answers(page, *steps)
     assert large > 3 * small
     assert again == small
-    assert pressed == "true"
-    assert counts == [10, 8, 10]
+    assert counts == [10, 8]
 
 
 def test_confusion_cells_tell_their_counts(page):
+    """By pointer and by arrow keys: one row down, one column back."""
     cell = ".confusion[open] tbody tr:nth-child(4) td:nth-of-type(8)"
-    readout = {"run": "document.querySelector('.confusion[open] .readout').textContent"}
-    steps = [readout, {"point": cell}, readout, {"run": f"document.querySelector({json.dumps(cell)}).title"}]
-    steps += [{"click": cell}, {"press": "Down"}, {"press": "Left"}, readout]
-    before, pointed, title, moved = [value for value in drive(page, *steps) if value is not None]
+    readout = "document.querySelector('.confusion[open] .readout').textContent"
+    title = f"document.querySelector({json.dumps(cell)}).title"
+    steps = [{"run": readout}, {"point": cell}, until(f"{readout} === {title}"), {"run": readout}, {"click": cell}]
+    steps += [{"press": "Down"}, {"press": "Left"}, until(f"{readout}.includes('light')"), {"run": readout}]
+    before, pointed, moved = answers(page, *steps)
     assert before.startswith("Point at a cell")
-    assert pointed == title
     assert pointed.startswith("wall taken for traffic sign: ")
     assert moved.startswith("fence taken for traffic light: ")
 
@@ -213,8 +224,7 @@ def test_page_fits_the_window_and_its_colours_follow_the_system(page, tmp_path, 
     ]
     steps += [{"shot": str(shots[0])}, {"point": ".confusion[open] .matrix"}, {"shot": str(shots[1])}]
     steps += [{"point": ".strip .pictures"}, {"shot": str(shots[2])}]
-    found = [value for value in drive(page, *steps, size=size, dark=dark) if value is not None]
-    narrowest, (wide, window), clipped, unnamed = found
+    narrowest, (wide, window), clipped, unnamed = answers(page, *steps, size=size, dark=dark)
     assert narrowest >= 80  # pixels, of the names of rows
     assert wide <= window
     assert clipped == []

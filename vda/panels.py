@@ -136,7 +136,7 @@ def pseudo_strips(
     for clip in progress(_least_covered(dataset, labels, report.clips), desc="report: pseudo labels", unit="clip"):
         shown = shown_frames(clip, report.frames, stop=len(clip) - 1)  # those with a next frame
         pairs = [_refined(clip, i, labels, flow, refinement, occlusion) for i in shown]
-        largest = float(np.nanmax([np.nanmax(np.hypot(*pair.flow), initial=1.0) for pair in pairs]))
+        largest = _longest([pair.flow for pair in pairs])
         rows = [
             Row("pseudo label", [_uncovered(pair.before, dataset) for pair in pairs], none),
             Row("after refinement", [_uncovered(pair.after, dataset) for pair in pairs], none),
@@ -162,7 +162,7 @@ def flow_strips(flow: FlowSource, dataset: VideoDataset, report: Report) -> Grou
         estimated = [flow(clip, i, i + 1) for i in shown]
         true = [clip.exact_flow(i, i + 1) for i in shown]
         scale = [known if known is not None else found for known, found in zip(true, estimated, strict=True)]
-        largest = float(np.nanmax([np.nanmax(np.hypot(*field), initial=1.0) for field in scale]))
+        largest = _longest(scale)
         errors = []
         for i, found in zip(shown, estimated, strict=True):
             everywhere = np.ones(found.shape[1:], np.bool_)
@@ -174,6 +174,12 @@ def flow_strips(flow: FlowSource, dataset: VideoDataset, report: Report) -> Grou
         ]
         strips.append(_strip(clip, shown, [row for row in rows if any(p is not None for p in row.pictures)]))
     return Group(f"Optical flow: {dataset.name}", strips, _FLOW_NOTE)
+
+
+def _longest(fields: Sequence[FlowField]) -> float:
+    """Length in pixels of the longest vector that is known; at least one, so that noise stays pale."""
+    lengths = np.hypot(*np.stack(fields, axis=1))
+    return float(lengths[np.isfinite(lengths)].max(initial=1.0))
 
 
 def _strip(clip: Clip, shown: Sequence[int], rows: Sequence[Row], note: str = "") -> Strip:
