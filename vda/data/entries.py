@@ -84,7 +84,7 @@ def clips_of(entry: Entry, reading: Reading) -> list[FileClip]:
 
 def _frame_clips(entry: Entry, reading: Reading) -> list[FileClip]:
     clips = []
-    for shot in shots(entry, lambda pattern: pattern.files(reading.root)):
+    for shot in shots(entry, lambda pattern: pattern.files(reading.root), reading.root):
         names, images, labels = zip(*shot.frames, strict=True)
         images = tuple(str(reading.root / image) for image in images)
         labels = tuple(label and str(reading.root / label) for label in labels)
@@ -92,8 +92,8 @@ def _frame_clips(entry: Entry, reading: Reading) -> list[FileClip]:
     return clips
 
 
-def shots(entry: Entry, files: Callable[[Pattern], Mapping[Wildcards, str]]) -> list[Shot]:
-    """The shots of an entry of frames. files: the files that fit a pattern, on a disk or in a zip file.
+def shots(entry: Entry, files: Callable[[Pattern], Mapping[Wildcards, str]], root: Path) -> list[Shot]:
+    """The shots of an entry of frames. files: those below `root` that fit a pattern, on a disk or in a zip file.
 
     Raises UsageError for a pattern without files, names that do not tell the order, frames without label and labels
     without frame, and frames none of which are neighbours.
@@ -102,30 +102,32 @@ def shots(entry: Entry, files: Callable[[Pattern], Mapping[Wildcards, str]]) -> 
     if not images:
         raise UsageError(f"{entry.where}: wanted files like {entry.pattern.text}, found none")
     labels = {} if entry.labels is None else dict(files(entry.labels))
-    images = _paired(entry, images, labels)
+    images = _paired(entry, images, labels, root)
     groups: dict[str, dict[int | str, Frame]] = defaultdict(dict)
     for key, image in images.items():
         with problem("name"):
             group, place, name = _place(entry, image)
             frame = Frame(name, image, labels.get(key))
             if (other := groups[group].setdefault(place, frame)) is not frame:
-                raise UsageError(f"{image}: wanted one file of this frame, found {other.image} too")
+                raise UsageError(f"{root / image}: wanted one file of this frame, found {other.image} too")
     found = [shot for group, frames in groups.items() for shot in _runs(entry, group, frames)]
     if found and max(len(shot.frames) for shot in found) == 1 < max(map(len, groups.values())):
         raise UsageError(_not_neighbours(entry, max(groups.values(), key=len)))
     return [Shot(shot.name, shot.frames[:: entry.every]) for shot in found]
 
 
-def _paired(entry: Entry, images: Mapping[Wildcards, str], labels: dict[Wildcards, str]) -> dict[Wildcards, str]:
+def _paired(
+    entry: Entry, images: Mapping[Wildcards, str], labels: dict[Wildcards, str], root: Path
+) -> dict[Wildcards, str]:
     """The images that may be used; where problems are collected, those without a wanted label are dropped."""
     for key in sorted(labels.keys() - images.keys()):
         with problem("pair"):
-            raise UsageError(f"{labels[key]}: wanted its frame, like {entry.pattern.text}, found no file")
+            raise UsageError(f"{root / labels[key]}: wanted its frame, like {entry.pattern.text}, found no file")
     if entry.labels is None or entry.sparse:
         return dict(images)
     for key in sorted(images.keys() - labels.keys()):
         with problem("pair"):
-            raise UsageError(f"{images[key]}: wanted its label, like {entry.labels.text}, found no file")
+            raise UsageError(f"{root / images[key]}: wanted its label, like {entry.labels.text}, found no file")
     return {key: image for key, image in images.items() if key in labels}
 
 
@@ -192,7 +194,9 @@ def _video_clips(entry: Entry, reading: Reading) -> list[FileClip]:
     for key, file in ({} if entry.labels is None else entry.labels.files(reading.root)).items():
         with problem("pair"):
             if key[:-1] not in videos or not re.fullmatch(r"\d{1,9}", key[-1], re.ASCII):
-                raise UsageError(f"{file}: wanted the label of a frame of a video, found no such video or number")
+                raise UsageError(
+                    f"{reading.root / file}: wanted the label of a frame of a video, found no such video or number"
+                )
             labels[key[:-1]][int(key[-1])] = str(reading.root / file)
     names = _names(videos.values())
     clips: list[FileClip] = []

@@ -115,16 +115,17 @@ def _needed(names: Sequence[str], out: Path, split: str) -> list[str]:
         raise UsageError(f"--split {split}: wanted FILE.yaml/SPLIT")
     description = read_description(found[0])
     below = {Path(os.path.relpath(out / name, description.reading.root)).as_posix(): name for name in names}
-    needed = [file for entry in description.entries(found[1]) for file in _needed_by(entry, [*below])]
+    root = description.reading.root
+    needed = [file for entry in description.entries(found[1]) for file in _needed_by(entry, [*below], root)]
     return [below[file] for file in dict.fromkeys(needed)]
 
 
-def _needed_by(entry: Entry, names: Sequence[str]) -> list[str]:
+def _needed_by(entry: Entry, names: Sequence[str], root: Path) -> list[str]:
     images = entry.pattern.among(names)
     if entry.is_video or not images:  # the frames may be in another archive
         return [*images.values(), *(entry.labels.among(names).values() if entry.labels else ())]
     with collected():  # so may their labels
-        found = shots(replace(entry, sparse=True), lambda pattern: pattern.among(names))
+        found = shots(replace(entry, sparse=True), lambda pattern: pattern.among(names), root)
     frames = [frame for shot in found for frame in shot.frames]
     return [file for frame in frames for file in (frame.image, frame.label) if file is not None]
 
