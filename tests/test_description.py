@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,9 @@ from vda.config import Config, digest, load_yaml
 from vda.data import IGNORE, open_dataset
 from vda.data.class_maps import CLASS_MAPS, class_table
 from vda.data.description import read_description
+from vda.data.entries import Entry
 from vda.data.patterns import Pattern
 from vda.errors import UsageError
-from vda.yaml_file import read_yaml
 
 H, W = 6, 10
 quiet = settings(
@@ -330,45 +332,7 @@ def test_files_that_are_wrong_are_named(root: Path) -> None:
         open_dataset(f"{path}/train", None, None)
 
 
-# ---- YAML that means harm
-
-BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (BOMB, r"line 2: wanted every value written out, found the alias \*a"),
-        ("[" * 2000, r"line 1: wanted at most 20 levels, found more"),
-        ("a: " + "{a: " * 30 + "1" + "}" * 30, r"wanted at most 20 levels"),
-        ("a: 1\nb: 2\na: 3", r"line 3: wanted the key 'a' once"),
-        ("x: {b: 2, b: 3}", r"wanted the key 'b' once"),
-        ("!!python/object/apply:os.system [ls]", "found no YAML"),
-        ("a: 2001-99-99", "found no YAML"),
-        ("a: [", "found no YAML"),
-        ("- a", "found list instead of a mapping"),
-        ("", "found NoneType instead of a mapping"),
-        ("a: " + "9" * 5000, "found no YAML"),
-        ("? [1, 2]\n: x", "found no YAML"),
-        ("a: \x00", "found no YAML"),
-        ("a: '" + "x" * (1 << 20) + "'", r"found 1048581 bytes, of at most 1048576"),
-    ],
-)
-def test_hostile_yaml(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "x.yaml"
-    path.write_text(text)
-    for read in (lambda: read_yaml(path, "settings"), lambda: load_yaml(path, Config())):
-        with pytest.raises(UsageError, match=message) as caught:
-            read()
-        assert str(path) in str(caught.value)
-        assert len(str(caught.value)) < 700
-
-
-def test_yaml_that_is_no_text(tmp_path: Path) -> None:
-    (tmp_path / "x.yaml").write_bytes(b"a: \xff\xfe")
-    for path in (tmp_path / "x.yaml", tmp_path / "none.yaml", tmp_path):
-        with pytest.raises(UsageError, match="wanted settings, found no"):
-            read_yaml(path, "settings")
+# ---- any content
 
 
 plain = st.recursive(
@@ -415,6 +379,22 @@ def test_any_byte_of_a_description_may_change(root: Path) -> None:
         except UsageError:
             refused += 1
     assert refused > 100
+
+
+# ---- the page
+
+
+def test_descriptions_of_the_page(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs/data.md").read_text()
+    blocks = dict(re.findall(r"^    # /data/(\w+\.yaml)\n((?:    .*\n)+)", page, re.M))
+    assert set(blocks) == {"town.yaml", "drives.yaml"}
+    for name, block in blocks.items():
+        (tmp_path / name).write_text(textwrap.dedent(block))
+    town, drives = (read_description(tmp_path / name) for name in blocks)
+    assert town.classes == drives.classes == ("road", "building", "sky", "car")
+    assert [*town.splits, *drives.splits] == ["train", "all", "val"]
+    for key in (*Entry.KEYS, "root", "classes", "encoding", "upper", "cache", "splits"):
+        assert f"`{key}`" in page
 
 
 # ---- a run
