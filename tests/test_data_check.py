@@ -396,6 +396,13 @@ def test_images_and_labels_with_changed_bytes_are_read_or_named(tmp_path: Path) 
     assert found > 60
 
 
+def test_other_formats_under_the_name_of_an_image(tmp_path: Path) -> None:
+    path = town(tmp_path)
+    (tmp_path / "rgb/1.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 30 20\n%%EOF\n")
+    Image.fromarray(picture(2)).save(tmp_path / "rgb/2.png", format="GIF")
+    assert kinds(f"{path}/train")["image"].count("wanted an image, found an unreadable file") == 2
+
+
 def _jpeg(pixels: np.ndarray) -> bytes:
     return cv2.imencode(".jpg", pixels)[1].tobytes()
 

@@ -10,14 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vda.checkpoint import sha256_of
 from vda.data import load_dataset
-from vda.data.clip import IGNORE, VideoDataset
+from vda.data.clip import IGNORE, Clip, OfFiles, VideoDataset
 from vda.data.entries import VideoClip
 from vda.data.labels import UnknownLabel, image_size
 from vda.data.manifest import Entry, manifest_file, read_manifest
@@ -55,7 +54,7 @@ class Findings:
 class _Frame:
     """What one frame's files hold."""
 
-    clip: Any
+    clip: Clip
     i: int
     hashed: list[str]
     size: tuple[int, int] | None = None
@@ -81,7 +80,7 @@ def check(name: str, root: Path | None, workers: int = 2) -> Findings:
         findings.add(problem.kind, problem.message)
     if dataset is None:
         return findings
-    if not all(hasattr(clip, "files") for clip in dataset.clips):
+    if not all(isinstance(clip, OfFiles) for clip in dataset.clips):
         raise UsageError(f"data set {name}: wanted one of files, found one that is made on the spot")
     findings.classes, findings.clips, findings.frames = dataset.classes, len(dataset.clips), dataset.num_frames
     with ThreadPoolExecutor(workers) as pool, progress(total=dataset.num_frames, desc=name, unit="frame") as bar:
@@ -100,15 +99,19 @@ def _frames(dataset: VideoDataset) -> Iterator[_Frame]:
     """All frames; each file is hashed with the first frame that is in it."""
     seen: set[str] = set()
     for clip in dataset.clips:
-        files_of: Any = clip
         for i in range(len(clip)):
-            files = [file for file in files_of.files(i) if file is not None and file not in seen]
+            files = [file for file in _files(clip, i) if file is not None and file not in seen]
             seen |= {*files}
             yield _Frame(clip, i, files)
 
 
+def _files(clip: Clip, i: int) -> tuple[str, str | None]:
+    assert isinstance(clip, OfFiles)
+    return clip.files(i)
+
+
 def _look(frame: _Frame) -> _Frame:
-    image, label = frame.clip.files(frame.i)
+    image, label = _files(frame.clip, frame.i)
     frame.labelled = label is not None
     for file in frame.hashed:
         try:
@@ -118,7 +121,8 @@ def _look(frame: _Frame) -> _Frame:
             continue
     try:
         read = frame.clip.frame(frame.i)
-        frame.size = read.shape[:2] if isinstance(frame.clip, VideoClip) else image_size(Path(image))
+        height, width = read.shape[:2]
+        frame.size = (height, width) if isinstance(frame.clip, VideoClip) else image_size(Path(image))
     except UsageError as error:
         frame.problems.append(Problem("image", str(error)))
     try:
@@ -147,10 +151,9 @@ def _sizes_of_clips(findings: Findings, dataset: VideoDataset) -> None:
     for clip in dataset.clips:
         if isinstance(clip, VideoClip):
             continue
-        files: Any = clip
         sizes: dict[str, tuple[int, int]] = {}
         for i in range(len(clip)):
-            image = files.files(i)[0]
+            image = _files(clip, i)[0]
             if image in findings.files:
                 try:
                     sizes[image] = image_size(Path(image))
@@ -185,11 +188,10 @@ def _gaps(dataset: VideoDataset) -> list[str]:
     """Numbers that are missing among the frames of a folder, one note for each series."""
     series: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
     for clip in dataset.clips:
-        files: Any = clip
         for i, name in enumerate(clip.frame_names):
             number = re.search(r"\d+(?=\D*$)", name, re.ASCII)
             if number is not None and not isinstance(clip, VideoClip):
-                image = files.files(i)[0]
+                image = _files(clip, i)[0]
                 series[os.path.dirname(image), name[: number.start()]][int(number[0])] = image
     notes = []
     for numbers in series.values():
@@ -210,9 +212,8 @@ def _same_content(dataset: VideoDataset, files: dict[str, Entry]) -> list[str]:
     first: dict[str, str] = {}
     copies = []
     for clip in dataset.clips:
-        frames: Any = clip
         for i in range(0 if isinstance(clip, VideoClip) else len(clip)):
-            image = frames.files(i)[0]
+            image = _files(clip, i)[0]
             if image in files and first.setdefault(files[image].sha256, image) != image:
                 copies.append((image, first[files[image].sha256]))
     return [f"{len(copies)} frames are a copy of another; {copies[0][0]} of {copies[0][1]}"] if copies else []

@@ -23,6 +23,8 @@ IdTable = NDArray[np.int16]  # [256] train id of every raw id, UNKNOWN where the
 UNKNOWN = -1
 Colours = tuple[tuple[int, int, int, int], ...]  # (red, green, blue, id)
 
+# Pillow knows many more, some of which start other programs (EPS) or are little tested.
+_FORMATS = ("PNG", "JPEG", "PPM", "BMP", "WEBP", "TIFF")
 _IMAGE_MODES = ("RGB", "L", "RGBA", "P")
 _PNG = b"\x89PNG\r\n\x1a\n"
 # OpenCV packs runs of equal bytes, which labels are and their differences are not: a sixth of Pillow's time.
@@ -161,7 +163,7 @@ def write_label(path: Path, label: LabelMap) -> None:
 
 def _opened(path: Path) -> Pillow.Image:
     try:
-        return Pillow.open(path)
+        return Pillow.open(path, formats=_FORMATS)
     except FileNotFoundError:
         raise UsageError(f"{path}: wanted an image, found no file") from None
     except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError) as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vda.checkpoint import atomic_write, sha256_of
-from vda.data.clip import VideoDataset
+from vda.data.clip import OfFiles, VideoDataset
 from vda.data.description import description_of
 from vda.errors import UsageError
 from vda.progress import progress
@@ -47,8 +47,8 @@ def files_of(dataset: VideoDataset) -> Iterator[str]:
     """Every file of a data set once: frames, labels, videos."""
     seen: dict[str, None] = {}
     for clip in dataset.clips:
-        if (files := getattr(clip, "files", None)) is not None:
-            seen |= dict.fromkeys(file for i in range(len(clip)) for file in files(i) if file is not None)
+        if isinstance(clip, OfFiles):
+            seen |= dict.fromkeys(file for i in range(len(clip)) for file in clip.files(i) if file is not None)
     yield from seen
 
 
