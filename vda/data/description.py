@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from vda.data.clip import VideoDataset
 from vda.data.encoding import classes_of, encoding_of
 from vda.data.entries import ORDERS, Entry, Reading, clips_of
-from vda.data.frame_files import dataset_of
+from vda.data.frame_files import FileClip, dataset_of
 from vda.data.labels import image_size
 from vda.data.patterns import Pattern
+from vda.data.problems import problem
 from vda.errors import UsageError
 from vda.yaml_file import Section, hint, read_yaml, shown, whole
 
@@ -65,11 +66,19 @@ def described(path: Path, split: str, size: tuple[int, int] | None) -> VideoData
     clips = [clip for entry in what.entries(split) for clip in clips_of(entry, what.reading)]
     if not clips:
         raise UsageError(f"{path}: wanted frames in the split {split}, found none that can be used")
-    if size is None:
-        height, width = image_size(Path(clips[0].images[0]))
-        size = (max(1, round(height * what.reading.upper)), width)
+    size = size or _own_size(clips, path)
     sized = [replace(clip, size=size) for clip in clips]
     return dataset_of(f"{path}/{split}", what.classes, what.palette, sized, size)
+
+
+def _own_size(clips: list[FileClip], path: Path) -> tuple[int, int]:
+    """(height, width) of what is used of the first image; of the first whole one where problems are collected."""
+    for clip in clips:
+        for image in clip.images:
+            with problem("image"):
+                height, width = image_size(Path(image))
+                return max(1, round(height * clip.upper)), width
+    raise UsageError(f"{path}: wanted images that can be read, found none")
 
 
 def read_description(path: Path) -> Description:
