@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 
 from . import doctor
 from .cli import run_command
+from .data import command as data
 from .errors import UsageError
 from .flow import command as flow
 from .flow import score_command
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "data": data.data_main,  # is a data set right, and the needed files of an archive
     "doctor": doctor.main,  # which backend each op uses, and why a kernel is off
     "flow": flow.flow_main,  # optical flow of a data set, ahead of training, or of two images
     "flow-score": score_command.score_main,  # how good a provider's flow is on a data set

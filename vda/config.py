@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
-import yaml
 
+from vda.checkpoint import sha256_of
+from vda.data.description import description_of
 from vda.data.transforms import Augment
 from vda.errors import UsageError
 from vda.methods import METHODS
 from vda.options import Data, Flow, Network, Occlusion, Report, wanted
+from vda.yaml_file import read_yaml
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,9 @@ def digest(config: Config) -> str:
     """Hash of the settings that decide the numbers; two runs with one digest compute the same."""
     relevant = {k: v for k, v in to_dict(config).items() if k not in _BESIDE_THE_POINT}
     relevant["data"] = {k: v for k, v in relevant["data"].items() if k not in _BESIDE_THE_POINT_OF_DATA}
+    names = (config.data.source, config.data.target, config.data.oracle or "", config.data.validation)
+    if described := [_content(found[0]) for name in names if (found := description_of(name))]:
+        relevant["descriptions"] = described
     relevant["flow"]["cache"] = config.flow.cache is not None  # its flow is rounded, wherever it lies
     for part, weights in (("network", config.network.weights), ("flow", config.flow.weights)):
         relevant[part]["weights"] = weights and _content(weights)
@@ -119,8 +124,7 @@ def _content(path: Path) -> str:
 
 @lru_cache
 def _hash_of(path: Path, modified: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)
 
 
 def method_digest(config: Config, name: str) -> str:
@@ -137,13 +141,7 @@ def load_yaml(path: Path, base: Config) -> Config:
 
     Raises UsageError naming the file and the key for an unknown key (with the nearest name) or a value of another type.
     """
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: wanted a YAML file of settings, found: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise UsageError(f"{path}: wanted a mapping of settings, found {type(tree).__name__}")
-    return from_dict(tree, base, str(path))
+    return from_dict(read_yaml(path, "a YAML file of settings"), base, str(path))
 
 
 def from_dict(tree: dict[str, Any], base: Any, where: str) -> Any:

@@ -21,7 +21,7 @@ def wanted(fits: bool, setting: str, wanted: str, found: Any) -> None:
 
 @dataclass(frozen=True)
 class Data:
-    """Which videos play which part."""
+    """Which videos play which part. DATASET/SPLIT may also be FILE.yaml/SPLIT: your own data (docs/data.md)."""
 
     source: str = "embedded/simulator"
     """Labelled video, as DATASET/SPLIT."""
@@ -32,7 +32,7 @@ class Data:
     validation: str = "embedded/camera-val"
     """Held-out labelled video on which every stage is scored, as DATASET/SPLIT."""
     source_root: Path | None = None
-    """Folder of the source data set; not needed for the embedded world."""
+    """Folder of the source data set; not needed for the embedded world and for descriptions of your own data."""
     target_root: Path | None = None
     """Folder of the target and validation data set; the source root where it is not given."""
     size: tuple[int, int] = (512, 1024)

@@ -9,6 +9,8 @@ from pathlib import Path
 from vda.data.camvid import camvid
 from vda.data.cityscapes_vps import cityscapes_vps
 from vda.data.clip import IGNORE, Clip, VideoDataset
+from vda.data.description import described, description_of
+from vda.data.manifest import manifest_file, verify
 from vda.data.motion import motion
 from vda.data.pairs import pairs
 from vda.data.synthetic import embedded_by_name
@@ -30,16 +32,29 @@ DATASETS: dict[str, Callable[..., VideoDataset]] = {
 
 
 def open_dataset(name: str, root: Path | None, size: tuple[int, int] | None) -> VideoDataset:
-    """The data set `DATASET/SPLIT`, frames read at `size` (height, width), or at its own size where that is None.
+    """The data set `DATASET/SPLIT`, or the split of a description `FILE.yaml/SPLIT`, frames read at `size` (height,
+    width), or at its own size where that is None.
 
-    Raises UsageError for an unknown name (with the nearest one), a missing root, or files that are not as expected.
+    Raises UsageError for an unknown name (with the nearest one), a missing root, or files that are not as expected, or
+    not those that `vda data check` has seen.
     """
+    dataset = load_dataset(name, root, size)
+    verify(dataset, manifest_file(name, root))
+    return dataset
+
+
+def load_dataset(name: str, root: Path | None, size: tuple[int, int] | None) -> VideoDataset:
+    """As `open_dataset`, whatever a manifest says."""
+    if described_by := description_of(name):
+        return described(*described_by, size)
     dataset, _, split = name.partition("/")
     if dataset not in DATASETS or not split:
         near = difflib.get_close_matches(dataset, DATASETS, n=1)
         hint = f"; perhaps you meant {near[0]}/{split or 'SPLIT'}" if near else ""
-        raise UsageError(f"data set {name!r}: wanted DATASET/SPLIT with DATASET one of {', '.join(DATASETS)}{hint}")
+        raise UsageError(
+            f"data set {name!r}: wanted DATASET/SPLIT with DATASET one of {', '.join(DATASETS)} or a FILE.yaml{hint}"
+        )
     return DATASETS[dataset](split, root=root, **({} if size is None else {"size": size}))
 
 
-__all__ = ["DATASETS", "IGNORE", "Clip", "VideoDataset", "open_dataset"]
+__all__ = ["DATASETS", "IGNORE", "Clip", "VideoDataset", "load_dataset", "open_dataset"]

@@ -17,16 +17,15 @@ from typing import Any, Literal
 import numpy as np
 
 from vda.data.clip import IGNORE, FlowField, Image, LabelMap, VideoDataset
-from vda.data.frame_files import data_root
+from vda.data.frame_files import check_headers, data_root
 from vda.data.labels import (
     check_label_header,
-    check_same_size,
     id_table,
-    image_size,
     read_image,
     read_label,
     to_train_ids,
 )
+from vda.data.problems import problem
 from vda.data.transforms import resize_image, resize_label
 from vda.errors import UsageError
 
@@ -90,15 +89,20 @@ class CamVidClip:
     def label_path(self, i: int) -> Path:
         return self.folder / "labels" / f"{self.frame_names[i]}.png"
 
+    def files(self, i: int) -> tuple[str, str]:
+        """The files of frame i: its image and its label."""
+        return str(self.frame_path(i)), str(self.label_path(i))
+
     def check(self) -> None:
         """Every frame has a label of its own size and of the right kind, told from the files' headers."""
         for i in range(len(self)):
             image, label = self.frame_path(i), self.label_path(i)
-            if not image.is_file():
-                raise UsageError(f"{image}: wanted a frame that splits.json names, found no file")
-            if not label.is_file():
-                raise UsageError(f"{label}: wanted the label of frame {image.name}, found no file")
-            check_same_size(check_label_header(label), image_size(image), label, image)
+            with problem("pair"):
+                if not image.is_file():
+                    raise UsageError(f"{image}: wanted a frame that splits.json names, found no file")
+                if not label.is_file():
+                    raise UsageError(f"{label}: wanted the label of frame {image.name}, found no file")
+                check_headers(image, label, check_label_header)
 
 
 def camvid(split: str, *, root: Path | None, size: tuple[int, int] = (360, 480)) -> VideoDataset:

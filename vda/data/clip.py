@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,14 @@ class Clip(Protocol):
 
         Frame j is brought onto frame i by sampling it at p + flow(p).
         """
+
+
+@runtime_checkable
+class OfFiles(Protocol):
+    """A clip that is read from files, which can be checked and vouched for."""
+
+    def files(self, i: int) -> tuple[str, str | None]:
+        """The files of frame i: its image, or the video that it is in, and its label where it has one."""
 
 
 FlowSource = Callable[[Clip, int, int], FlowField]  # (clip, i, j) -> flow from frame i to frame j

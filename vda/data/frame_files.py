@@ -10,9 +10,13 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vda.data.class_maps import CLASS_MAPS, palette
 from vda.data.clip import FlowField, Image, LabelMap, VideoDataset
 from vda.data.labels import IdTable, check_same_size, image_size, read_image, to_train_ids
+from vda.data.problems import problem
 from vda.data.transforms import resize_image, resize_label
 from vda.errors import UsageError
 from vda.progress import progress
@@ -59,26 +63,49 @@ class FileClip:
     def exact_flow(self, i: int, j: int) -> FlowField | None:
         return None
 
+    def files(self, i: int) -> tuple[str, str | None]:
+        """The files of frame i: its image and its label."""
+        return self.images[i], self.labels[i]
+
     def check(self) -> None:
         """UsageError for an image that is missing or none, and for a label of another size or kind; headers only."""
-        for image, label in zip(map(Path, self.images), self.labels, strict=True):
-            size = image_size(image)
-            if label is not None:
-                check_same_size(self.format.header(Path(label)), size, Path(label), image)
+        for image, label in zip(self.images, self.labels, strict=True):
+            check_headers(Path(image), None if label is None else Path(label), self.format.header)
 
     def _rows(self, height: int) -> int:
         return max(1, round(height * self.upper))
 
 
+def check_headers(image: Path, label: Path | None, label_header: Callable[[Path], tuple[int, int]]) -> None:
+    """UsageError for an image that is missing or none, and for a label of another size or kind."""
+    image_shape = label_shape = None
+    with problem("image"):
+        image_shape = image_size(image)
+    if label is not None:
+        with problem("label"):
+            label_shape = label_header(label)
+    if label is not None and image_shape is not None and label_shape is not None:
+        with problem("size"):
+            check_same_size(label_shape, image_shape, label, image)
+
+
 def file_dataset(name: str, class_map: str, clips: Sequence[FileClip], size: tuple[int, int]) -> VideoDataset:
+    """The data set of these clips in a named class list; errors as `dataset_of`."""
+    return dataset_of(name, tuple(CLASS_MAPS[class_map]), palette(class_map), clips, size)
+
+
+def dataset_of(
+    name: str, classes: tuple[str, ...], palette: NDArray[np.uint8], clips: Sequence[FileClip], size: tuple[int, int]
+) -> VideoDataset:
     """The data set of these clips, every header checked. Raises UsageError for a clip that is there twice."""
     for clip, count in Counter(clip.name for clip in clips).items():
         if count > 1:
-            raise UsageError(f"{name}: wanted every run of frames once, found {clip} {count} times")
+            with problem("name"):
+                raise UsageError(f"{name}: wanted every run of frames once, found {clip} {count} times")
     long = sum(map(len, clips)) >= 10_000
     for each in progress(clips, desc=f"headers of {name}", unit="clip", disable=not long):
         each.check()
-    return VideoDataset(name, tuple(CLASS_MAPS[class_map]), palette(class_map), tuple(clips), size)
+    return VideoDataset(name, classes, palette, tuple(clips), size)
 
 
 def data_root(title: str, root: Path | None, size: tuple[int, int]) -> Path:
@@ -128,25 +155,28 @@ def numbered_files(folder: Path, pattern: str, shape: str) -> dict[int, str]:
         stem, suffix = os.path.splitext(name)
         if suffix not in (".png", ".jpg") or name.startswith("."):
             continue
-        match = re.fullmatch(pattern, stem)
-        if match is None:
-            raise UsageError(f"{folder / name}: wanted a name like {shape}, found another")
-        path = os.path.join(folder, name)
-        if (other := files.setdefault(int(match[1]), path)) != path:
-            raise UsageError(f"{path}: wanted one file of this frame, found {os.path.basename(other)} too")
+        with problem("name"):
+            match = re.fullmatch(pattern, stem)
+            if match is None:
+                raise UsageError(f"{folder / name}: wanted a name like {shape}, found another")
+            path = os.path.join(folder, name)
+            if (other := files.setdefault(int(match[1]), path)) != path:
+                raise UsageError(f"{path}: wanted one file of this frame, found {os.path.basename(other)} too")
     if not files:
         raise UsageError(f"{folder}: wanted {shape}, found none")
     return dict(sorted(files.items()))
 
 
 def check_partners(images: dict[int, str], labels: dict[int, str], image_folder: Path, label_folder: Path) -> None:
-    """Raises UsageError for the first frame without its label and the first label without its frame."""
+    """Raises UsageError for a frame without its label and a label without its frame; where problems are collected, they
+    are dropped."""
     for number in sorted(images.keys() ^ labels.keys()):
-        there = Path(images[number] if number in images else labels[number])
-        if number in images:
-            missing = (label_folder / there.name).with_suffix(".png")
-            raise UsageError(f"{missing}: wanted the label of frame {there.name}, found no file")
-        raise UsageError(f"{image_folder / there.stem}.*: wanted the frame of label {there}, found no file")
+        with problem("pair"):
+            there = Path(images.pop(number) if number in images else labels.pop(number))
+            if there.parent == image_folder:
+                missing = (label_folder / there.name).with_suffix(".png")
+                raise UsageError(f"{missing}: wanted the label of frame {there.name}, found no file")
+            raise UsageError(f"{image_folder / there.stem}.*: wanted the frame of label {there}, found no file")
 
 
 def runs(numbers: Sequence[int]) -> list[list[int]]:

@@ -45,6 +45,10 @@ class PairClip:
     def label(self, i: int) -> None:
         return None
 
+    def files(self, i: int) -> tuple[str, None]:
+        """The files of frame i: its image, and no label."""
+        return str(self.images[i]), None
+
     def exact_flow(self, i: int, j: int) -> FlowField | None:
         if (i, j) != (0, 1):
             return None
