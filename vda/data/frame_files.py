@@ -71,14 +71,19 @@ class FileClip:
 
 
 def file_dataset(name: str, class_map: str, clips: Sequence[FileClip], size: tuple[int, int]) -> VideoDataset:
-    """The data set of these clips, every header checked. Raises UsageError for a clip that is there twice."""
+    """The data set of these clips, checked by `check_clips`, with the classes of a map of `vda/data/class_maps.py`."""
+    check_clips(name, clips)
+    return VideoDataset(name, tuple(CLASS_MAPS[class_map]), palette(class_map), tuple(clips), size)
+
+
+def check_clips(name: str, clips: Sequence[FileClip]) -> None:
+    """Reads every header. Raises UsageError for a wrong one and for a clip that is there twice."""
     for clip, count in Counter(clip.name for clip in clips).items():
         if count > 1:
             raise UsageError(f"{name}: wanted every run of frames once, found {clip} {count} times")
     long = sum(map(len, clips)) >= 10_000
     for each in progress(clips, desc=f"headers of {name}", unit="clip", disable=not long):
         each.check()
-    return VideoDataset(name, tuple(CLASS_MAPS[class_map]), palette(class_map), tuple(clips), size)
 
 
 def data_root(title: str, root: Path | None, size: tuple[int, int]) -> Path:

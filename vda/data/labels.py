@@ -1,13 +1,19 @@
 """Reading frames and label maps from files, strictly: what is not as it should be is refused by name.
 
 Pillow instead of OpenCV: OpenCV turns palette labels into colours and half a JPEG into half a picture, both without
-an error. Except for labels of 16 bits a channel, which Pillow turns into 8-bit zeros without one.
+an error. Except for labels of 16 bits a channel, which Pillow turns into 8-bit zeros without one. Pillow does not look
+at the checksums of a PNG's pixels, so that is done here; a JPEG has none.
 """
 
 from __future__ import annotations
 
+import io
+import struct
+import warnings
+import zlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -21,6 +27,10 @@ from vda.errors import UsageError
 IdTable = NDArray[np.int16]  # [256] train id of every raw id, UNKNOWN where there is none
 UNKNOWN = -1
 
+Colour = tuple[int, int, int]  # RGB, 0 .. 255
+
+# Left to itself, Pillow tries forty formats, and starts Ghostscript for one of them.
+_FORMATS = ("PNG", "JPEG", "PPM", "BMP", "WEBP")
 _IMAGE_MODES = ("RGB", "L", "RGBA", "P")
 _PNG = b"\x89PNG\r\n\x1a\n"
 # OpenCV packs runs of equal bytes, which labels are and their differences are not: a sixth of Pillow's time.
@@ -31,19 +41,23 @@ _PNG_KINDS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB w
 def image_size(path: Path) -> tuple[int, int]:
     """(height, width) of an image, from its header alone. Raises UsageError naming the file where it is
     unreadable."""
-    with _opened(path) as file:
+    with _opened(path, path) as file:
         return file.height, file.width
 
 
 def read_image(path: Path) -> Image:
-    """[H, W, 3] uint8 RGB of an 8-bit image file.
+    """[H, W, 3] uint8 RGB of an 8-bit image file: PNG, JPEG, PPM, BMP or WebP; transparency is left out.
 
-    Raises UsageError naming the file when it is missing, no image, truncated, or not of 8 bits a channel.
+    Raises UsageError naming the file when it is missing, no image, damaged (which the bytes of a JPEG do not always
+    tell), an animation, of absurd size, or not of 8 bits a channel.
     """
-    with _opened(path) as file:
-        if file.mode not in _IMAGE_MODES:
-            raise UsageError(f"{path}: wanted an 8-bit RGB or grey image, found mode {file.mode}")
-        return np.array(_decoded(file, path).convert("RGB"))
+    data = _content(path, "an image")
+    with _opened(path, io.BytesIO(data)) as file:
+        deep = data.startswith(_PNG) and data[24] == 16
+        if file.mode not in _IMAGE_MODES or deep:  # Pillow drops half of the bits of a deep RGB image
+            found = "16 bits a channel" if deep and file.mode in _IMAGE_MODES else f"mode {file.mode}"
+            raise UsageError(f"{path}: wanted an 8-bit RGB or grey image, found {found}")
+        return np.array(_decoded(file, path, data).convert("RGB"))
 
 
 def check_label_header(path: Path, *, palette: bool = False) -> tuple[int, int]:
@@ -75,8 +89,9 @@ def _check_png(path: Path, kinds: Collection[tuple[int, int]], wanted: str) -> t
 def read_label(path: Path, *, palette: bool = False) -> LabelMap:
     """[H, W] uint8 raw ids of a label PNG. Errors as `check_label_header`, and for a truncated file."""
     check_label_header(path, palette=palette)
-    with _opened(path) as file:
-        return np.array(_decoded(file, path))
+    data = _content(path, "a label image")
+    with _opened(path, io.BytesIO(data)) as file:
+        return np.array(_decoded(file, path, data))
 
 
 def check_deep_label_header(path: Path) -> tuple[int, int]:
@@ -90,9 +105,13 @@ def read_deep_label(path: Path) -> LabelMap:
     Errors as `check_deep_label_header`, and for a damaged file and an id above 255.
     """
     check_deep_label_header(path)
+    data = _content(path, "a label image")
+    _check_whole(path, data)
+    with _opened(path, io.BytesIO(data)):  # refuses an absurd size
+        pass
     try:
-        image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:  # a header of more pixels than OpenCV allows
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
         image = None
     if image is None:
         raise UsageError(f"{path}: wanted a whole image, found a damaged file")
@@ -100,6 +119,47 @@ def read_deep_label(path: Path) -> LabelMap:
     if ids.max() > 255:
         raise UsageError(f"{path}: wanted class ids of at most 255 in the first channel, found {ids.max()}")
     return ids.astype(np.uint8)
+
+
+class Colours(NamedTuple):
+    """Colours of a label image and the id of each; made by `colours`."""
+
+    codes: NDArray[np.uint32]
+    """[n], ascending: 65536 red + 256 green + blue."""
+    ids: NDArray[np.uint8]
+    """[n]."""
+
+
+def colours(ids: Mapping[Colour, int]) -> Colours:
+    """The table for `read_colour_label` from colour -> id."""
+    pairs = sorted((red << 16 | green << 8 | blue, number) for (red, green, blue), number in ids.items())
+    codes, numbers = zip(*pairs, strict=True)
+    return Colours(np.array(codes, np.uint32), np.array(numbers, np.uint8))
+
+
+def check_colour_label_header(path: Path) -> tuple[int, int]:
+    """(height, width) of a label PNG of 8-bit colours or a palette, from its header alone. UsageError for another."""
+    return _check_png(path, ((8, 2), (8, 3)), "RGB or palette with 8 bits")
+
+
+def read_colour_label(path: Path, table: Colours, *, other: int | None = None) -> LabelMap:
+    """[H, W] uint8 ids of the colours of a label PNG; a colour is exactly one of the table, never the nearest.
+
+    other: the id of all colours that are not in the table; where it is None, such a colour is an error that names it.
+    Errors as `check_colour_label_header`, and for a damaged file.
+    """
+    check_colour_label_header(path)
+    data = _content(path, "a label image")
+    with _opened(path, io.BytesIO(data)) as file:
+        rgb = np.array(_decoded(file, path, data).convert("RGB"))
+    codes = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGRA).view("<u4")[..., 0] & 0xFFFFFF
+    place = np.searchsorted(table.codes, codes).clip(max=len(table.codes) - 1)
+    known = table.codes[place] == codes
+    if other is None and not known.all():
+        row, column = np.argwhere(~known)[0]
+        found = ", ".join(map(str, rgb[row, column]))
+        raise UsageError(f"{path}: wanted one of {len(table.codes)} colours, found ({found}) at {column}, {row}")
+    return np.where(known, table.ids[place], np.uint8(other or 0))
 
 
 def write_label(path: Path, label: LabelMap) -> None:
@@ -111,21 +171,56 @@ def write_label(path: Path, label: LabelMap) -> None:
     atomic_write(path, png.tobytes())
 
 
-def _opened(path: Path) -> Pillow.Image:
+def _content(path: Path, wanted: str) -> bytes:
     try:
-        return Pillow.open(path)
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UsageError(f"{path}: wanted {wanted}, found no file") from None
+    except OSError as error:
+        raise UsageError(f"{path}: wanted {wanted}, found an unreadable file ({_reason(error)})") from None
+
+
+def _opened(path: Path, source: Path | io.BytesIO) -> Pillow.Image:
+    """The image in `source`, which is the file at `path` or its content; only its header has been read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Pillow.DecompressionBombWarning)
+            return Pillow.open(source, formats=_FORMATS)
     except FileNotFoundError:
         raise UsageError(f"{path}: wanted an image, found no file") from None
-    except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError) as error:
+    except Pillow.UnidentifiedImageError:
+        raise UsageError(f"{path}: wanted an image, found an unreadable file (no {', '.join(_FORMATS)})") from None
+    except (
+        *(OSError, SyntaxError, ValueError, OverflowError, struct.error),
+        *(Pillow.DecompressionBombError, Pillow.DecompressionBombWarning),
+    ) as error:
         raise UsageError(f"{path}: wanted an image, found an unreadable file ({_reason(error)})") from None
 
 
-def _decoded(file: Pillow.Image, path: Path) -> Pillow.Image:
+def _decoded(file: Pillow.Image, path: Path, data: bytes) -> Pillow.Image:
+    """`file`, opened from `data`, with its pixels."""
+    if data.startswith(_PNG):
+        _check_whole(path, data)
     try:
+        pictures = getattr(file, "n_frames", 1)
         file.load()
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise UsageError(f"{path}: wanted a whole image, found a damaged file ({_reason(error)})") from None
+    if pictures > 1 and file.format != "MPO":  # a camera's JPEG with its own preview behind it
+        raise UsageError(f"{path}: wanted a single image, found an animation of {pictures}")
     return file
+
+
+def _check_whole(path: Path, data: bytes) -> None:
+    """Raises UsageError for a PNG in which a part is missing or differs from its checksum."""
+    at, kind = len(_PNG), b""
+    while kind != b"IEND":
+        end = at + 8 + int.from_bytes(data[at : at + 4])
+        kind = data[at + 4 : at + 8]
+        checksum = data[end : end + 4]
+        if len(checksum) < 4 or zlib.crc32(memoryview(data)[at + 4 : end]) != int.from_bytes(checksum):
+            raise UsageError(f"{path}: wanted a whole image, found a damaged file (checksum of byte {at} and on)")
+        at = end + 4
 
 
 def _reason(error: BaseException) -> str:
