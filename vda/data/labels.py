@@ -35,6 +35,7 @@ _IMAGE_MODES = ("RGB", "L", "RGBA", "P")
 _PNG = b"\x89PNG\r\n\x1a\n"
 # OpenCV packs runs of equal bytes, which labels are and their differences are not: a sixth of Pillow's time.
 _LABEL_PNG = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE)
+_PALETTES = tuple((bits, 3) for bits in (1, 2, 4, 8))
 _PNG_KINDS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
 
 
@@ -66,8 +67,8 @@ def check_label_header(path: Path, *, palette: bool = False) -> tuple[int, int]:
     Raises UsageError naming the file unless it is a PNG of one 8-bit grey channel, or of palette indices
     where `palette` allows them. (Pillow would stretch 1- to 4-bit grey values over 0..255 without a word.)
     """
-    kinds = ((8, 0), (8, 3)) if palette else ((8, 0),)
-    return _check_png(path, kinds, f"{'grey or palette' if palette else 'grey'} with 8 bits")
+    kinds = ((8, 0), *_PALETTES) if palette else ((8, 0),)
+    return _check_png(path, kinds, f"grey with 8 bits{' or a palette' * palette}")
 
 
 def _check_png(path: Path, kinds: Collection[tuple[int, int]], wanted: str) -> tuple[int, int]:
@@ -139,7 +140,7 @@ def colours(ids: Mapping[Colour, int]) -> Colours:
 
 def check_colour_label_header(path: Path) -> tuple[int, int]:
     """(height, width) of a label PNG of 8-bit colours or a palette, from its header alone. UsageError for another."""
-    return _check_png(path, ((8, 2), (8, 3)), "RGB or palette with 8 bits")
+    return _check_png(path, ((8, 2), *_PALETTES), "RGB with 8 bits or a palette")
 
 
 def read_colour_label(path: Path, table: Colours, *, other: int | None = None) -> LabelMap:
