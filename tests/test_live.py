@@ -211,7 +211,7 @@ def test_a_panel_shows_frame_label_and_prediction() -> None:
     )
     assert network.training
     assert picture.shape == (2 * (CAPTION_HEIGHT + 8), 3 * 12, 3)
-    frame, label, prediction = parts_of(picture)
+    frame, prediction, label = parts_of(picture)
     assert np.array_equal(frame[:, :6], np.broadcast_to([255, 0, 0], (8, 6, 3)))
     assert not frame[:, 6:].any()
     assert (label == PALETTE[0]).all()
@@ -230,7 +230,7 @@ def test_large_frames_are_shown_smaller_and_void_is_black() -> None:
     unlabelled = Batch(large.frames, torch.full_like(large.labels, 255), None, large.names, large.part)
     picture = panel(Third(), [Row("target", "pseudo label", unlabelled)], PALETTE)
     assert picture.shape == (CAPTION_HEIGHT + 120, 3 * 480, 3)
-    assert not picture[CAPTION_HEIGHT:, 480:960].any()
+    assert not picture[CAPTION_HEIGHT:, 960:].any()
 
 
 def round_of(target: Any = None, ceiling: bool = False) -> Any:

@@ -138,15 +138,17 @@ def panel_rows(training: Round, source: Batch | None, target: Batch | None) -> l
 
 
 def panel(network: nn.Module, rows: Sequence[Row], palette: NDArray[np.uint8]) -> Image:
-    """The rows one below another, [H, W, 3]: a frame as the network gets it, its label if it has one, and what the
-    network, in evaluation mode, makes of it now. palette: [K, 3] RGB."""
+    """The rows one below another, [H, W, 3]: a frame as the network gets it, what the network, in evaluation
+    mode, makes of it now, and its label if it has one. palette: [K, 3] RGB."""
     drawn = []
     for domain, name, batch, tube in rows:
         image = batch.frames[tube, :1]
         frame = np.rint(255 * image[0].clamp(0, 1).permute(1, 2, 0).cpu().numpy()).astype(np.uint8)
         pictures = [_captioned(f"{domain}: {batch.names[tube][0]}", resize_image(frame, _fitting(frame)))]
-        labels = {} if batch.labels is None else {name: batch.labels[tube, 0].cpu().numpy()}
-        for caption, label in (labels | {"prediction": _predict(network, image)}).items():
+        labels = {"prediction": _predict(network, image)}  # before the label, which a row may not have
+        if batch.labels is not None:
+            labels[name] = batch.labels[tube, 0].cpu().numpy()
+        for caption, label in labels.items():
             pictures.append(_captioned(caption, colour_label(resize_label(label, _fitting(label)), palette)))
         drawn.append(np.hstack(pictures))
     width = max(row.shape[1] for row in drawn)
