@@ -319,4 +319,4 @@ def test_accidents(case: Case, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_many_accidents(case: Case, tmp_path: Path) -> None:
-    accidents_of_both(case, tmp_path, 2000)
+    accidents_of_both(case, tmp_path, 600)
