@@ -25,6 +25,7 @@ from vda.data.labels import (
     write_label,
 )
 from vda.data.synthetic import embedded
+from vda.data.transforms import resize_label
 
 CLASSES = 32
 _COLOURS = {(k, 255 - k, 7 * k): k for k in range(CLASSES)}
@@ -89,8 +90,8 @@ def clip_of(form: Format, folder: Path, count: int, size: tuple[int, int], *, sm
         assert label is not None
         frame = cv2.resize(source.frame(i), (width, height), interpolation=cv2.INTER_LINEAR)
         noisy = np.clip(frame + rng.normal(0, 2, frame.shape), 0, 255).astype(np.uint8)
-        Pillow.fromarray(noisy).save(folder / f"{i}{form.suffix}", **({"quality": 95} if form.suffix == ".jpg" else {}))
-        form.write(folder / f"label{i}.png", cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST))
+        Pillow.fromarray(noisy).save(folder / f"{i}{form.suffix}", quality=95)  # which a PNG ignores
+        form.write(folder / f"label{i}.png", resize_label(label, (height, width)))
     return FileClip(
         "clip",
         tuple(map(str, range(count))),

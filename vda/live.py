@@ -59,7 +59,7 @@ class Live:
             from torch.utils.tensorboard import SummaryWriter  # an optional extra
 
             # tells TensorBoard to forget the steps of a stopped run from `start` on
-            self._board = SummaryWriter(folder, purge_step=start)  # type: ignore[no-untyped-call]
+            self._board = SummaryWriter(folder, purge_step=start)
         self._data_seconds = self._began = 0.0
 
     def __enter__(self) -> Live:
