@@ -13,10 +13,8 @@ settings; `python train.py recipe --help` lists the names.
 from __future__ import annotations
 
 import itertools
-import json
 import signal
 import sys
-import time
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,11 +24,12 @@ from typing import Any
 import torch
 
 from vda import config as settings
-from vda.checkpoint import atomic_write, latest, load_checkpoint, load_weights, prune, save_checkpoint
+from vda.checkpoint import latest, load_checkpoint, load_weights, prune, save_checkpoint
 from vda.choice import scored, snapshots
 from vda.cli import Stopped, choose_folder, create_folder, how_to_resume, parse, run_command
 from vda.data.tubes import Samples, loader
 from vda.errors import UsageError
+from vda.live import Live
 from vda.methods import METHODS, Method, Round
 from vda.options import Optimiser
 from vda.panels import write_run_report
@@ -76,8 +75,6 @@ def fit(run: Run, name: str, training: Round) -> None:
     method.to(run.device).train()
     optimisers = build_optimisers(method, optimiser)
     start = restore(folder, method, optimisers)
-    folder.mkdir(parents=True, exist_ok=True)
-    trim_log(folder / "log.jsonl", start)
 
     def batches(samples: Samples | None) -> Iterator[Any]:
         if samples is None:
@@ -85,23 +82,18 @@ def fit(run: Run, name: str, training: Round) -> None:
         options = {"batch": optimiser.batch, "start": start, "stop": optimiser.iterations}
         return loader(samples, **options, workers=run.config.data.workers)
 
-    steps = progress(
-        zip(range(start, optimiser.iterations), batches(training.source), batches(training.target), strict=False),
-        desc=label,
-        unit="step",
-        initial=start,
-        total=optimiser.iterations,
-    )
+    numbers = range(start, optimiser.iterations)
     stays = snapshots(optimiser.iterations, run.config.snapshots)
-    with StopSignal() as stop, (folder / "log.jsonl").open("a", buffering=1) as log:
-        for iteration, source, target in steps:
-            began = time.perf_counter()
+    with StopSignal() as stop, Live(training, label, run.config, run.source.palette, start) as live:
+        drawn = zip(numbers, batches(training.source), batches(training.target), strict=False)
+        steps = progress(live.timed(drawn), desc=label, unit="step", initial=start, total=optimiser.iterations)
+        for iteration, *pair in steps:
             _seed(run, label, iteration)  # dropout, so that a resumed run draws what the uninterrupted one would
             set_learning_rates(optimisers, optimiser, iteration)
-            losses = step(method, optimisers, *(b and b.to(run.device) for b in (source, target)))
+            source, target = (batch and batch.to(run.device) for batch in pair)
+            losses = step(method, optimisers, source, target)
             steps.set_postfix({key: f"{value:.3f}" for key, value in losses.items()}, refresh=False)
-            seconds = round(time.perf_counter() - began, 4)
-            log.write(json.dumps({"phase": label, "iteration": iteration, **losses, "seconds": seconds}) + "\n")
+            live.step(iteration, losses, source, target)
             done = iteration + 1
             if stop.requested or done in stays or done % run.config.checkpoint_every == 0:
                 save(run, name, training, optimisers, done, stays)
@@ -119,7 +111,8 @@ def step(method: Method, optimisers: dict[str, torch.optim.Optimizer], source: A
         values |= {name: loss.detach() for name, loss in group.items()}
     for opt in optimisers.values():
         opt.step()
-    losses = {name: float(value) for name, value in values.items()}
+    # one transfer, and so one wait for the device, for all of them
+    losses = dict(zip(values, torch.stack([value.float() for value in values.values()]).tolist(), strict=True))
     if any(value != value or abs(value) == float("inf") for value in losses.values()):
         raise UsageError(f"training diverged, losses {losses}: lower the learning rate of this training")
     return losses
@@ -184,18 +177,6 @@ def restore(folder: Path, method: Method, optimisers: dict[str, torch.optim.Opti
     for name, opt in optimisers.items():
         opt.load_state_dict(checkpoint.state["optimisers"][name])
     return int(checkpoint.meta["iteration"])
-
-
-def trim_log(path: Path, start: int) -> None:
-    """Drops what the log has beyond the checkpoint that a round goes on from, and a line torn by a kill."""
-    kept = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            if json.loads(line)["iteration"] < start:
-                kept.append(line)
-        except ValueError:
-            continue
-    atomic_write(path, "".join(f"{line}\n" for line in kept).encode())
 
 
 class StopSignal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
@@ -150,6 +151,20 @@ def test_wrong_frames_are_named(root: Path) -> None:
     refused(root, "val", r"wanted 6 frames of clip 0009, 5 apart, found lindau_000012_000104, lindau_000012_000114")
     write(image.with_name("lindau_000012_000109_leftImg8bit.png"), np.zeros((H, W, 3), np.uint8))
     refused(root, "val", r"lindau_000012_000109_leftImg8bit\.png: wanted a name like VVVV_NNNN_CITY")
+
+
+def test_the_list_of_a_part_is_kept_to(root: Path) -> None:
+    path = root / "panoptic_im_val_city_vps.json"
+    images = [{"id": p.stem[:34], "file_name": p.name} for p in (root / "val/img").iterdir()]
+    path.write_text(json.dumps({"images": images, "annotations": []}))
+    assert len(cityscapes_vps("val", root=root).clips) == 2
+    path.write_text(json.dumps({"images": [*images, {"file_name": "0013_0073_lindau_000013_000004_newImg8bit.png"}]}))
+    refused(root, "val", r"val/img: wanted the clips that panoptic_im_val_city_vps\.json lists, found none of 0013")
+    path.write_text(json.dumps({"images": [image for image in images if image["file_name"] < "0009"]}))
+    refused(root, "val", r"val/img: wanted the clips that panoptic_im_val_city_vps\.json lists, found 0009 too")
+    for text in ("{", "[]", '{"images": [{"id": 1}]}', '{"images": 7}', "\xff"):
+        path.write_bytes(text.encode("latin1"))
+        refused(root, "val", r"city_vps\.json: wanted JSON with the file_name of all images, found another file")
 
 
 def test_wrong_labels_are_named(root: Path) -> None:

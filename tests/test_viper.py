@@ -213,7 +213,7 @@ def test_bad_labels_are_refused(root: Path) -> None:
     with pytest.raises(UsageError, match=r"002_00002\.png: wanted label values 0, 1, .*, 31, found 32"):
         clip.label(1)
     write(path, np.zeros((H, W, 3), np.uint8))
-    refused(root, "day", r"002_00002\.png: wanted a label PNG of grey or palette with 8 bits, found 8-bit RGB")
+    refused(root, "day", r"002_00002\.png: wanted a label PNG of grey with 8 bits or a palette, found 8-bit RGB")
     write(path, np.zeros((H, W + 1), np.uint8), "P")
     refused(root, "day", r"002_00002\.png: wanted the size of 002_00002\.png, 10 x 6 pixels, found 11 x 6")
     write(path, np.zeros((H, W), np.uint8), "P")

@@ -50,6 +50,11 @@ class Config:
     """Steps between checkpoints; the last step is always saved."""
     snapshots: int = 4
     """Checkpoints of a training, evenly spaced and the last among them, that stay for the choice without labels."""
+    panel_every: int = 500
+    """Steps between the pictures of a training (frames, labels, predictions) in its folder; the last step has one too.
+    0 draws none."""
+    tensorboard: bool = False
+    """Write the log and the pictures for TensorBoard too (pip install -e ".[tensorboard]")."""
     flow: Flow = field(default_factory=Flow)
     data: Data = field(default_factory=Data)
     network: Network = field(default_factory=Network)
@@ -61,6 +66,7 @@ class Config:
     def __post_init__(self) -> None:
         wanted(self.seed >= 0, "seed", "0 or more", self.seed)
         wanted(self.checkpoint_every >= 1, "checkpoint_every", "at least 1", self.checkpoint_every)
+        wanted(self.panel_every >= 0, "panel_every", "0 or more", self.panel_every)
         wanted(self.snapshots >= 1, "snapshots", "at least 1", self.snapshots)
         for name in self.methods:
             known_method(name, "methods")
@@ -82,7 +88,10 @@ def known_method(name: str, where: str) -> None:
 
 
 # Settings that say where and how a run is done, not what it computes.
-_BESIDE_THE_POINT = ("recipe", "out", "resume", "device", "checkpoint_every", "snapshots", "only", "report")
+_BESIDE_THE_POINT = (
+    *("recipe", "out", "resume", "device", "only"),
+    *("checkpoint_every", "snapshots", "panel_every", "tensorboard", "report"),
+)
 _BESIDE_THE_POINT_OF_DATA = ("source_root", "target_root", "workers")
 
 

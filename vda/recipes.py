@@ -244,6 +244,29 @@ SCENARIOS: dict[str, Scenario] = {
             )
         ),
     ),
+    # Target frames and classes of DA-VSN and TPS. One frame of a pair is labelled, so an oracle wants tubes of 1.
+    "viper-cityscapes": Scenario(
+        help="VIPER to Cityscapes, frames and classes of DA-VSN and TPS: needs both roots and --network.weights.",
+        base=Config(
+            data=Data(
+                source="viper/train:davsn-15",
+                target="cityscapes/train:pairs:davsn-15",
+                oracle="cityscapes/train:labelled:davsn-15",
+                validation="cityscapes/val:pairs:davsn-15",
+            )
+        ),
+    ),
+    "synthia-cityscapes": Scenario(
+        help="SYNTHIA-Seq to Cityscapes, frames and classes of DA-VSN and TPS: needs both roots and --network.weights.",
+        base=Config(
+            data=Data(
+                source="synthia-seq/04-DAWN:davsn-12",
+                target="cityscapes/train:pairs:davsn-12",
+                oracle="cityscapes/train:labelled:davsn-12",
+                validation="cityscapes/val:pairs:davsn-12",
+            )
+        ),
+    ),
     # Flow from textured layers and drives, both made on the spot: no file is needed.
     "flow": Scenario(
         help="A compact flow network, trained on exact flow that is made on the spot; for --flow.provider flownet2.",

@@ -26,6 +26,7 @@ from vda.device import choose_device
 from vda.errors import UsageError
 from vda.flow.cache import CachedFlow
 from vda.flow.providers import FlowProvider, NetworkFlow, both_ways, provider
+from vda.live import check_tensorboard
 from vda.methods import METHODS
 from vda.models import Ensemble, build_network
 from vda.options import Flow, Pseudo
@@ -74,6 +75,8 @@ class Run:
 
     def _check(self) -> None:
         net, done = self.config.network, set[str]()
+        if self.config.tensorboard:
+            check_tensorboard()
         if not self.config.methods:
             raise UsageError("methods: wanted at least one method to train, found none")
         for dataset in (self.source, self.target):

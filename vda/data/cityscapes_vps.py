@@ -1,15 +1,18 @@
 """Cityscapes-VPS (Kim et al., "Video Panoptic Segmentation", CVPR 2020): clips of 30 frames, 2048 x 1024, 17 frames/s.
 
 Layout below the root, as the authors' scripts (prepare_data of mcahny/vps) leave it: PART/img, six frames of each clip;
-PART/labelmap, their labels (8-bit train ids, 255 is void); PART/img_all, all frames. PART is train, val or test.
+PART/labelmap, their labels (8-bit train ids, 255 is void); PART/img_all, all frames; panoptic_im_PART_city_vps.json,
+which clips the part has. PART is train, val or test.
 The scripts make no img_all of train: its frames are then read from leftImg8bit_sequence/val, in the root or beside it.
 Labels come from colours, so pole groups are poles and licence plates are cars.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
+from collections.abc import Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,8 +58,9 @@ def cityscapes_vps(split: str, *, root: Path | None, size: tuple[int, int] = (51
             f"{label_maps}: wanted the labels, made by create_panoptic_labels.py of mcahny/vps, found none"
         )
     video = None if "labelled" in options else _video_folder(folder, part)
-    clips = []
-    for clip, six in _labelled_frames(part / "img").items():
+    labelled, clips = _labelled_frames(part / "img"), []
+    _check_split(folder / f"panoptic_im_{name}_city_vps.json", part / "img", labelled.keys())
+    for clip, six in labelled.items():
         files = {frame.number: str(label_maps / frame.label) for frame in six} if label_maps.is_dir() else {}
         first = six[0].number - SPACING + 1
         numbers = [frame.number for frame in six] if video is None else range(first, first + LENGTH)
@@ -88,6 +92,19 @@ def _labelled_frames(folder: Path) -> dict[str, list[Labelled]]:
                 f"{', '.join(f'{frame.place}_{frame.number:06d}' for frame in frames)}"
             )
     return clips
+
+
+def _check_split(path: Path, folder: Path, clips: Set[str]) -> None:
+    """Raises UsageError where the list of a part, if it is there, has other clips than the part's folder."""
+    if not path.exists():
+        return
+    try:
+        listed = {str(image["file_name"])[:4] for image in json.loads(path.read_text())["images"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(f"{path}: wanted JSON with the file_name of all images, found another file") from None
+    for clip in sorted(listed ^ clips):
+        found = f"none of {clip}" if clip in listed else f"{clip} too"
+        raise UsageError(f"{folder}: wanted the clips that {path.name} lists, found {found}")
 
 
 def _video_folder(root: Path, part: Path) -> Path:

@@ -113,6 +113,9 @@ KNOWN: dict[Coding, tuple[int, ...]] = {
     "synthia": tuple(range(16)),
 }
 
+# Cityscapes' label ids that have a train id, in the order of those; the files hold 0 .. 33.
+_LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+
 COLOURS = {
     "road": (128, 64, 128),
     "sidewalk": (244, 35, 232),
@@ -145,6 +148,13 @@ def class_table(name: str, coding: Coding) -> IdTable:
     return id_table(
         dict.fromkeys(KNOWN[coding], IGNORE) | {raw: k for k, ids in classes for raw in getattr(ids, coding)}
     )
+
+
+def label_id_table(name: str) -> IdTable:
+    """[256] from Cityscapes' label ids to the classes of a map, IGNORE for those of no class."""
+    classes = class_table(name, "cityscapes")
+    found = {raw: int(classes[train]) for train, raw in enumerate(_LABEL_IDS)}
+    return id_table(dict.fromkeys(range(34), IGNORE) | found)
 
 
 def palette(name: str) -> NDArray[np.uint8]:

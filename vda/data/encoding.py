@@ -70,8 +70,7 @@ def encoding_of(section: Section, top: Section, classes: Sequence[str], palette:
     ignored = dict.fromkeys(_listed(section, "ignore", by), IGNORE)
     if by == "colour":
         ids = _values(section, classes, by) or _own_colours(section, top, palette)
-        colours = tuple((*rgb, k) for rgb, k in (ids | _disjoint(section, ids, ignored)).items())
-        read = partial(read_colour_label, colours=colours, others=others)
+        read = partial(read_colour_label, table=ids | _disjoint(section, ids, ignored), other=others)
         return LabelFormat(check_colour_label_header, read, id_table({k: k for k in (*range(len(classes)), IGNORE)}))
     if isinstance(section.tree.get("values"), str):
         table = _named_table(section, top)

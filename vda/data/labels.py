@@ -1,11 +1,16 @@
 """Reading frames and label maps from files, strictly: what is not as it should be is refused by name.
 
 Pillow instead of OpenCV: OpenCV turns palette labels into colours and half a JPEG into half a picture, both without
-an error. Except for labels of 16 bits a channel, which Pillow turns into 8-bit zeros without one.
+an error. Except for labels of 16 bits a channel, which Pillow turns into 8-bit zeros without one. Pillow does not look
+at the checksums of a PNG's pixels, so that is done here; a JPEG has none.
 """
 
 from __future__ import annotations
 
+import io
+import struct
+import warnings
+import zlib
 from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -21,14 +26,17 @@ from vda.errors import UsageError
 
 IdTable = NDArray[np.int16]  # [256] train id of every raw id, UNKNOWN where there is none
 UNKNOWN = -1
-Colours = tuple[tuple[int, int, int, int], ...]  # (red, green, blue, id)
 
-# Pillow knows many more, some of which start other programs (EPS) or are little tested.
-_FORMATS = ("PNG", "JPEG", "PPM", "BMP", "WEBP", "TIFF")
+Colour = tuple[int, int, int]  # RGB, 0 .. 255
+Colours = Mapping[Colour, int]  # colour -> id
+
+# Left to itself, Pillow tries forty formats, and starts Ghostscript for one of them.
+_FORMATS = ("PNG", "JPEG", "PPM", "BMP", "WEBP")
 _IMAGE_MODES = ("RGB", "L", "RGBA", "P")
 _PNG = b"\x89PNG\r\n\x1a\n"
 # OpenCV packs runs of equal bytes, which labels are and their differences are not: a sixth of Pillow's time.
 _LABEL_PNG = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE)
+_PALETTES = tuple((bits, 3) for bits in (1, 2, 4, 8))
 _PNG_KINDS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
 
 
@@ -39,19 +47,23 @@ class UnknownLabel(UsageError):
 def image_size(path: Path) -> tuple[int, int]:
     """(height, width) of an image, from its header alone. Raises UsageError naming the file where it is
     unreadable."""
-    with _opened(path) as file:
+    with _opened(path, path) as file:
         return file.height, file.width
 
 
 def read_image(path: Path) -> Image:
-    """[H, W, 3] uint8 RGB of an 8-bit image file.
+    """[H, W, 3] uint8 RGB of an 8-bit image file: PNG, JPEG, PPM, BMP or WebP; transparency is left out.
 
-    Raises UsageError naming the file when it is missing, no image, truncated, or not of 8 bits a channel.
+    Raises UsageError naming the file when it is missing, no image, damaged (which the bytes of a JPEG do not always
+    tell), an animation, of absurd size, or not of 8 bits a channel.
     """
-    with _opened(path) as file:
-        if file.mode not in _IMAGE_MODES:
-            raise UsageError(f"{path}: wanted an 8-bit RGB or grey image, found mode {file.mode}")
-        return np.array(_decoded(file, path).convert("RGB"))
+    data = _content(path, "an image")
+    with _opened(path, io.BytesIO(data)) as file:
+        deep = data.startswith(_PNG) and data[24] == 16
+        if file.mode not in _IMAGE_MODES or deep:  # Pillow drops half of the bits of a deep RGB image
+            found = "16 bits a channel" if deep and file.mode in _IMAGE_MODES else f"mode {file.mode}"
+            raise UsageError(f"{path}: wanted an 8-bit RGB or grey image, found {found}")
+        return np.array(_decoded(file, path, data).convert("RGB"))
 
 
 def check_label_header(path: Path, *, palette: bool = False) -> tuple[int, int]:
@@ -60,8 +72,8 @@ def check_label_header(path: Path, *, palette: bool = False) -> tuple[int, int]:
     Raises UsageError naming the file unless it is a PNG of one 8-bit grey channel, or of palette indices
     where `palette` allows them. (Pillow would stretch 1- to 4-bit grey values over 0..255 without a word.)
     """
-    kinds = ((8, 0), (8, 3)) if palette else ((8, 0),)
-    return _check_png(path, kinds, f"{'grey or palette' if palette else 'grey'} with 8 bits")
+    kinds = ((8, 0), *_PALETTES) if palette else ((8, 0),)
+    return _check_png(path, kinds, f"grey with 8 bits{' or a palette' * palette}")
 
 
 def _check_png(path: Path, kinds: Collection[tuple[int, int]], wanted: str) -> tuple[int, int]:
@@ -83,8 +95,9 @@ def _check_png(path: Path, kinds: Collection[tuple[int, int]], wanted: str) -> t
 def read_label(path: Path, *, palette: bool = False) -> LabelMap:
     """[H, W] uint8 raw ids of a label PNG. Errors as `check_label_header`, and for a truncated file."""
     check_label_header(path, palette=palette)
-    with _opened(path) as file:
-        return np.array(_decoded(file, path))
+    data = _content(path, "a label image")
+    with _opened(path, io.BytesIO(data)) as file:
+        return np.array(_decoded(file, path, data))
 
 
 def check_deep_label_header(path: Path) -> tuple[int, int]:
@@ -98,9 +111,13 @@ def read_deep_label(path: Path) -> LabelMap:
     Errors as `check_deep_label_header`, and for a damaged file and an id above 255.
     """
     check_deep_label_header(path)
+    data = _content(path, "a label image")
+    _check_whole(path, data)
+    with _opened(path, io.BytesIO(data)):  # refuses an absurd size
+        pass
     try:
-        image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:  # a header of more pixels than OpenCV allows
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
         image = None
     if image is None:
         raise UsageError(f"{path}: wanted a whole image, found a damaged file")
@@ -112,44 +129,46 @@ def read_deep_label(path: Path) -> LabelMap:
 
 def check_palette_label_header(path: Path) -> tuple[int, int]:
     """(height, width) of a palette PNG, from its header alone. UsageError for another file."""
-    return _check_png(path, ((8, 3),), "palette indices with 8 bits")
+    return _check_png(path, _PALETTES, "a palette")
 
 
 def check_colour_label_header(path: Path) -> tuple[int, int]:
-    """(height, width) of a label PNG of colours, from its header alone. UsageError for another file."""
-    return _check_png(path, ((8, 2), (8, 3)), "RGB or palette colours with 8 bits")
+    """(height, width) of a label PNG of 8-bit colours or a palette, from its header alone. UsageError for another."""
+    return _check_png(path, ((8, 2), *_PALETTES), "RGB with 8 bits or a palette")
 
 
-def read_colour_label(path: Path, *, colours: Colours, others: int | None = None) -> LabelMap:
-    """[H, W] uint8 ids of a label PNG whose colours say what a pixel is. others: the id of every other colour.
+def read_colour_label(path: Path, table: Colours, *, other: int | None = None) -> LabelMap:
+    """[H, W] uint8 ids of the colours of a label PNG; a colour is exactly one of the table, never the nearest.
 
-    Errors as `check_colour_label_header`, and for a damaged file and, without `others`, for another colour.
+    table: colour -> id. other: the id of all colours that are not in the table; where it is None, such a colour is an
+    UnknownLabel that names it. Errors as `check_colour_label_header`, and for a damaged file.
     """
     check_colour_label_header(path)
-    with _opened(path) as file:
-        rgb = np.array(_decoded(file, path).convert("RGB"))
-    code = (rgb[..., 0].astype(np.int32) << 16) | (rgb[..., 1].astype(np.int32) << 8) | rgb[..., 2]
-    ids = _colour_table(colours)[code]
+    data = _content(path, "a label image")
+    with _opened(path, io.BytesIO(data)) as file:
+        rgb = np.array(_decoded(file, path, data).convert("RGB"))
+    codes = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGRA).view("<u4")[..., 0] & 0xFFFFFF
+    ids = _id_of_every_colour(tuple(table.items()))[codes]
     unknown = ids == UNKNOWN
-    if others is not None:
-        ids[unknown] = others
+    if other is not None:
+        ids[unknown] = other
     elif unknown.any():
         found = np.unique(rgb[unknown], axis=0)
         named = "; ".join(", ".join(map(str, colour)) for colour in found[:5].tolist())
         raise UnknownLabel(
-            f"{path}: wanted the {len(colours)} known colours, found {len(found)} others on {unknown.sum()} pixels: "
+            f"{path}: wanted the {len(table)} known colours, found {len(found)} others on {unknown.sum()} pixels: "
             f"{named}{' ...' if len(found) > 5 else ''}"
         )
     return ids.astype(np.uint8)
 
 
 @lru_cache(maxsize=4)
-def _colour_table(colours: Colours) -> NDArray[np.int16]:
-    """[2^24] id of every RGB colour: 32 MiB, and a tenth of the time of a search for each pixel."""
-    table = np.full(1 << 24, UNKNOWN, np.int16)
-    for red, green, blue, id in colours:
-        table[(red << 16) | (green << 8) | blue] = id
-    return table
+def _id_of_every_colour(table: tuple[tuple[Colour, int], ...]) -> NDArray[np.int16]:
+    """[2^24] ids by 65536 red + 256 green + blue: 32 MiB, and a tenth of the time of a search for each pixel."""
+    ids = np.full(1 << 24, UNKNOWN, np.int16)
+    for (red, green, blue), number in table:
+        ids[red << 16 | green << 8 | blue] = number
+    return ids
 
 
 def write_label(path: Path, label: LabelMap) -> None:
@@ -161,21 +180,56 @@ def write_label(path: Path, label: LabelMap) -> None:
     atomic_write(path, png.tobytes())
 
 
-def _opened(path: Path) -> Pillow.Image:
+def _content(path: Path, wanted: str) -> bytes:
     try:
-        return Pillow.open(path, formats=_FORMATS)
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UsageError(f"{path}: wanted {wanted}, found no file") from None
+    except OSError as error:
+        raise UsageError(f"{path}: wanted {wanted}, found an unreadable file ({_reason(error)})") from None
+
+
+def _opened(path: Path, source: Path | io.BytesIO) -> Pillow.Image:
+    """The image in `source`, which is the file at `path` or its content; only its header has been read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Pillow.DecompressionBombWarning)
+            return Pillow.open(source, formats=_FORMATS)
     except FileNotFoundError:
         raise UsageError(f"{path}: wanted an image, found no file") from None
-    except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError) as error:
+    except Pillow.UnidentifiedImageError:
+        raise UsageError(f"{path}: wanted an image, found an unreadable file (no {', '.join(_FORMATS)})") from None
+    except (
+        *(OSError, SyntaxError, ValueError, OverflowError, struct.error),
+        *(Pillow.DecompressionBombError, Pillow.DecompressionBombWarning),
+    ) as error:
         raise UsageError(f"{path}: wanted an image, found an unreadable file ({_reason(error)})") from None
 
 
-def _decoded(file: Pillow.Image, path: Path) -> Pillow.Image:
+def _decoded(file: Pillow.Image, path: Path, data: bytes) -> Pillow.Image:
+    """`file`, opened from `data`, with its pixels."""
+    if data.startswith(_PNG):
+        _check_whole(path, data)
     try:
+        pictures = getattr(file, "n_frames", 1)
         file.load()
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise UsageError(f"{path}: wanted a whole image, found a damaged file ({_reason(error)})") from None
+    if pictures > 1 and file.format != "MPO":  # a camera's JPEG with its own preview behind it
+        raise UsageError(f"{path}: wanted a single image, found an animation of {pictures}")
     return file
+
+
+def _check_whole(path: Path, data: bytes) -> None:
+    """Raises UsageError for a PNG in which a part is missing or differs from its checksum."""
+    at, kind = len(_PNG), b""
+    while kind != b"IEND":
+        end = at + 8 + int.from_bytes(data[at : at + 4])
+        kind = data[at + 4 : at + 8]
+        checksum = data[end : end + 4]
+        if len(checksum) < 4 or zlib.crc32(memoryview(data)[at + 4 : end]) != int.from_bytes(checksum):
+            raise UsageError(f"{path}: wanted a whole image, found a damaged file (checksum of byte {at} and on)")
+        at = end + 4
 
 
 def _reason(error: BaseException) -> str:

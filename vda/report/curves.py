@@ -12,7 +12,7 @@ import numpy as np
 WIDTH, HEIGHT = 300, 120
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 6, 8, 18  # margins, pixels
 _BINS = 120
-_NOT_LOSSES = ("phase", "iteration", "seconds")
+_NOT_LOSSES = ("phase", "iteration", "lr", "data_seconds", "seconds")
 
 Curve = list[tuple[int, float]]  # (iteration, value), iterations rising
 

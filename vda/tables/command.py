@@ -51,6 +51,10 @@ class TableCommand:
     """Steps between checkpoints."""
     snapshots: int = 4
     """Checkpoints of a training that stay for the choice without labels."""
+    panel_every: int = 500
+    """Steps between the pictures of a training; 0 draws none."""
+    tensorboard: bool = False
+    """Write the log and the pictures for TensorBoard too."""
     data: Data = field(default_factory=Data)
     network: Network = field(default_factory=Network)
     flow: Flow = field(default_factory=Flow)
@@ -82,7 +86,7 @@ class TableCommand:
         if RECIPES[name].pspnet:
             network = replace(network, name=config.network.name)
         methods = {method: scaled(settings, self.budget) for method, settings in config.methods.items()}
-        names = ("device", "checkpoint_every", "snapshots", "data", "flow", "occlusion")
+        names = ("device", "checkpoint_every", "snapshots", "panel_every", "tensorboard", "data", "flow", "occlusion")
         shared = {name: getattr(self, name) for name in names}
         return replace(config, methods=methods, network=network, seed=seed, **shared)
 
