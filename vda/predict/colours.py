@@ -23,7 +23,11 @@ def palette_of(checkpoint: Checkpoint) -> NDArray[np.uint8]:
     classes = checkpoint.meta["classes"]
     if (carried := checkpoint.meta.get("palette")) is not None:
         palette = np.array(carried)
-        if palette.shape != (len(classes), 3) or palette.dtype.kind != "i" or not ((palette >= 0) & (palette < 256)).all():
+        if (
+            palette.shape != (len(classes), 3)
+            or palette.dtype.kind != "i"
+            or not ((palette >= 0) & (palette < 256)).all()
+        ):
             raise UsageError(f"{checkpoint.path}: wanted a palette of {len(classes)} RGB colours, found another")
         return palette.astype(np.uint8)
     known = {**COLOURS, **dict(zip(CLASSES, PALETTE.tolist(), strict=True))}

@@ -42,7 +42,9 @@ class Record:
         if (folder / RECORD).exists():
             self.clips = self._read()
         elif folder.is_dir() and any(folder.iterdir()):
-            raise UsageError(f"{folder}: wanted a new or empty folder, or one of earlier predictions, found other files")
+            raise UsageError(
+                f"{folder}: wanted a new or empty folder, or one of earlier predictions, found other files"
+            )
 
     def _read(self) -> dict[str, Any]:
         path = self.folder / RECORD
@@ -64,8 +66,8 @@ class Record:
         known = self.clips.get(clip.name)
         if known is not None and known["source"] != str(clip.source.resolve()):
             raise UsageError(
-                f"{self.folder}: holds a clip {clip.name} of {known['source']}, wanted that of {clip.source.resolve()}; "
-                "choose another folder"
+                f"{self.folder}: holds a clip {clip.name} of {known['source']}, wanted that of "
+                f"{clip.source.resolve()}; choose another folder"
             )
         return known is not None
 
@@ -151,8 +153,8 @@ class VP9Writer:
             self.writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, code, rate, (width, height))
         if not self.writer.isOpened():
             raise UsageError(
-                f"overlay: wanted to write VP9 of {width} x {height} at {rate:g} frames per second, this OpenCV cannot; "
-                "leave overlay out of --write"
+                f"overlay: wanted to write VP9 of {width} x {height} at {rate:g} frames per second, this OpenCV "
+                "cannot; leave overlay out of --write"
             )
 
     def write(self, image: Image) -> None:
