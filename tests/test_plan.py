@@ -1,4 +1,4 @@
-"""`python -m vda plan`: every kind of round is measured with the run's own code, multiplied rightly, and nothing stays."""
+"""`python -m vda plan`: rounds are measured with the run's own code and multiplied rightly, and nothing stays."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_plan_of_rounds_labels_and_scores(
     assert all(row[-2].endswith(" MB") or row[-2].endswith(" GB") for row in rows[2:])
     assert "Measured on the cpu" in out
     assert "pseudo labels cover" in err  # what the rounds say is not in the table
-    assert not list((tmp_path / "temporary").iterdir())
+    assert not list((tmp_path / "temporary").glob("vda-plan-*"))
     assert [p.name for p in tmp_path.iterdir() if p.name != "temporary"] == ["tiny.yaml"]
 
 

@@ -126,9 +126,15 @@ def _video(path: Path, rate: float | None) -> Footage:
 
 
 def _opened(path: Path) -> cv2.VideoCapture:
+    """UsageError for a file that is no video, or that FFmpeg would take for a list of other files to read."""
+    with path.open("rb") as file:
+        head = file.read(12)
+    quicktime = head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
+    if not (quicktime or head.startswith(b"\x1aE\xdf\xa3") or (head[:4], head[8:]) == (b"RIFF", b"AVI ")):
+        raise UsageError(f"{path}: wanted an MP4, AVI, WebM or Matroska video, found another file")
     video = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
     if not video.isOpened():
-        raise UsageError(f"{path}: wanted a video, found another or a damaged file")
+        raise UsageError(f"{path}: wanted a video, found a damaged file or a codec that OpenCV lacks")
     return video
 
 

@@ -87,16 +87,14 @@ def ahead(items: Iterable[T], depth: int = _AHEAD) -> Iterator[T]:
 
     def work() -> None:
         try:
-            last: object = done
             for item in items:
                 if not put(item):
                     break
+            if close := getattr(items, "close", None):  # a generator that was left early
+                close()
+            put(done)
         except BaseException as error:  # any: it is the caller's, and the thread must not end without a word
-            last = _Raised(error)
-        close = getattr(items, "close", None)
-        if close is not None:
-            close()
-        put(last)
+            put(_Raised(error))
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
