@@ -90,8 +90,8 @@ def table(rows: Sequence[Estimate], config: Config) -> str:
 
 def _notes(config: Config, device: str) -> list[str]:
     notes = [
-        f"Measured on the {device}: {WARM + STEPS} steps a round, of which the last {STEPS} count (the median, with loading);",
-        f"a checkpoint of each; {FRAMES} frames of every data set, labelled and scored. Multiplied: by the number of",
+        f"Measured on the {device}: {WARM + STEPS} steps a round, the median of the last {STEPS}, with loading; a",
+        f"checkpoint of each; {FRAMES} frames of every data set, labelled and scored. Multiplied: by the number of",
         "steps, checkpoints and frames. Before the steps lie pseudo labels and the choice of frames, and all of a",
         "scoring. Not in it: opening the data, and the report at the end.",
     ]
