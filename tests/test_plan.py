@@ -238,3 +238,7 @@ def test_without_a_checkout_there_is_no_training_loop(monkeypatch: pytest.Monkey
     monkeypatch.setattr(command, "__file__", str(tmp_path / "vda" / "plan" / "command.py"))
     with pytest.raises(UsageError, match=r"train\.py: wanted the training loop beside the package"):
         command.training_loop()
+
+
+def test_checkpoints_are_counted_as_train_keeps_them() -> None:
+    assert command.training_loop().__globals__["KEEP_CHECKPOINTS"] == measure._KEPT

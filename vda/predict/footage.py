@@ -61,9 +61,9 @@ def open_footage(path: Path, rate: float | None = None) -> list[Footage]:
 
 
 def _folders(folder: Path, rate: float) -> list[Footage]:
-    children = sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=_natural)
-    images = [p for p in children if p.suffix.lower() in IMAGES and p.is_file()]
-    parts = {sub: found for sub in children if sub.is_dir() and (found := _listed(sub))}
+    images = _listed(folder)
+    subfolders = sorted((p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")), key=_natural)
+    parts = {sub: found for sub in subfolders if (found := _listed(sub))}
     if images and parts:
         raise UsageError(
             f"{folder}: wanted images or folders of images, found both: {images[0].name} and {next(iter(parts)).name}/"
@@ -76,8 +76,9 @@ def _folders(folder: Path, rate: float) -> list[Footage]:
 
 
 def _listed(folder: Path) -> list[Path]:
-    files = (p for p in folder.iterdir() if p.suffix.lower() in IMAGES and not p.name.startswith("."))
-    return sorted(files, key=_natural)
+    """The images of a folder in the order of their names."""
+    images = (p for p in folder.iterdir() if p.suffix.lower() in IMAGES and not p.name.startswith("."))
+    return sorted((p for p in images if p.is_file()), key=_natural)
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

@@ -168,6 +168,9 @@ class VP9Writer:
         self.writer.release()
         if whole and (found := _packets(self.path)) != self.frames:
             raise OSError(f"{self.path}: wrote {self.frames} frames, the file has {found}; is the disk full?")
+        if whole:
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())  # before it gets its name
 
 
 def _packets(path: Path) -> int:
