@@ -5,18 +5,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from . import doctor
+from . import doctor, export
 from .cli import run_command
 from .data import command as data
 from .errors import UsageError
 from .flow import command as flow
 from .flow import score_command
+from .plan import command as plan
+from .predict import command as predict
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "data": data.data_main,  # is a data set right, and the needed files of an archive
     "doctor": doctor.main,  # which backend each op uses, and why a kernel is off
     "flow": flow.flow_main,  # optical flow of a data set, ahead of training, or of two images
     "flow-score": score_command.score_main,  # how good a provider's flow is on a data set
+    "plan": plan.plan_main,  # memory, time and disk of a run, from a few of its steps
+    "predict": predict.predict_main,  # the classes of every frame of a video, a folder or an image
+    "export": export.export_main,  # a network as one file for torch.export or ONNX
     "weights": flow.weights_main,  # import the weights of a flow network
 }
 

@@ -73,14 +73,14 @@ def _snapshot(run: Run, name: str, checkpoint: Checkpoint) -> Scores:
 
 
 @torch.inference_mode()
-def without_labels(run: Run, network: nn.Module) -> dict[str, float]:
+def without_labels(run: Run, network: nn.Module, pairs: int = PAIRS) -> dict[str, float]:
     """What can be said of a network on the target without labels: "entropy" and "agreement", both 0..1.
 
-    Nothing where no frame has a neighbour.
+    pairs: of neighbouring frames that are looked at. Nothing where no frame has a neighbour.
     """
     network.eval()
     entropies, same, seen = [], 0, 0
-    for clip, i in progress(spread(run.target, PAIRS), desc="target", unit="pair"):
+    for clip, i in progress(spread(run.target, pairs), desc="target", unit="pair"):
         logits = [network(image_tensor(clip, j, run.device)) for j in (i, i + 1)]
         entropies.append(float(torch.stack([min_entropy(x) for x in logits]).mean()))
         agree, shown = _agreement(run, clip, i, logits)
