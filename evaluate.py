@@ -9,6 +9,7 @@ python evaluate.py runs/embedded-fda-1/fda/round-2/beta-* --data embedded/camera
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,12 +19,14 @@ import tyro
 
 from vda.checkpoint import atomic_write
 from vda.cli import run_command
-from vda.data import VideoDataset, open_dataset
+from vda.data import Clip, VideoDataset, open_dataset
+from vda.data.clip import LabelMap
 from vda.device import choose_device
 from vda.errors import UsageError
 from vda.flow.providers import provider
 from vda.models import Ensemble
-from vda.options import Flow, Occlusion
+from vda.options import Flow, Occlusion, Report
+from vda.panels import prediction_strips
 from vda.predictions import FolderPredictor, NetworkPredictor, Predictor, holds_predictions, size_of_predictions
 from vda.report import write_report
 from vda.run import network_of, open_checkpoint
@@ -55,6 +58,7 @@ class Evaluate:
     flow_root: Path | None = None
     """precomputed: folder of the flow files."""
     occlusion: Occlusion = field(default_factory=Occlusion)
+    report: Report = field(default_factory=Report)
     out: Path | None = None
     """File for the scores (.json, .md or .html), or a folder for scores.json, scores.md and scores.html."""
 
@@ -84,7 +88,7 @@ def evaluate(options: Evaluate) -> None:
     }
     print(markdown(scores), end="")
     for path in files:
-        _write(path, scores, next(iter(entries.values())).dataset, options)
+        _write(path, scores, entries, options)
 
 
 def _motion(options: Evaluate, device: torch.device) -> Motion | None:
@@ -144,16 +148,32 @@ def _files(out: Path | None) -> list[Path]:
     return [out / f"scores{suffix}" for suffix in _SUFFIXES]
 
 
-def _write(path: Path, scores: dict[str, Scores], dataset: VideoDataset, options: Evaluate) -> None:
+def _write(path: Path, scores: dict[str, Scores], entries: dict[str, Entry], options: Evaluate) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    dataset = next(iter(entries.values())).dataset
     title = f"Scores on {dataset.name}"
     if path.suffix == ".json":
         write_scores(path, scores)
     elif path.suffix == ".md":
         atomic_write(path, f"# {title}\n\n{markdown(scores)}".encode())
     else:
-        settings, classes, palette = asdict(options), dataset.classes, dataset.palette
-        write_report(path, title=title, settings=settings, scores=scores, classes=classes, palette=palette)
+        shown = {name: _where_there(entry.predict) for name, entry in entries.items()}
+        write_report(
+            path,
+            title=title,
+            settings=asdict(options),
+            scores=scores,
+            classes=dataset.classes,
+            palette=dataset.palette,
+            clips=[prediction_strips(shown, dataset, scores, options.report)],
+        )
+
+
+def _where_there(predict: Predictor) -> Callable[[Clip, int], LabelMap | None]:
+    """The report also shows frames without labels, for which a folder need not hold a prediction."""
+    if not isinstance(predict, FolderPredictor):
+        return predict
+    return lambda clip, i: predict(clip, i) if predict.path(clip, i).exists() else None
 
 
 if __name__ == "__main__":

@@ -156,6 +156,7 @@ def save(
         "method": name,
         "iteration": iteration,
         "classes": list(run.source.classes),
+        "palette": run.source.palette.tolist(),
         "network": method.network.config,
         "config": settings.to_dict(run.config),
         "config_digest": settings.digest(run.config),

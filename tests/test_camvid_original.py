@@ -203,9 +203,7 @@ def test_colours_are_read_exactly(tmp_path: Path) -> None:
         pixels[1, 2] = stray
         save(path, pixels)
         found = ", ".join(map(str, stray))
-        with pytest.raises(
-            UsageError, match=rf"l\.png: wanted the 4 known .* 1 others on 1 pixels: {found}$"
-        ):
+        with pytest.raises(UsageError, match=rf"l\.png: wanted the 4 known .* 1 others on 1 pixels: {found}$"):
             read_colour_label(path, table)
         assert read_colour_label(path, table, other=255)[1, 2] == 255
         assert read_colour_label(path, table, other=0)[1, 2] == 0

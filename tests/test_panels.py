@@ -14,12 +14,12 @@ from vda.panels import (
     NOT_VISIBLE,
     WARP_ERROR,
     flow_strips,
-    network_predictor,
     prediction_strips,
     pseudo_strips,
     shown_frames,
     worst_first,
 )
+from vda.predictions import NetworkPredictor
 from vda.pseudo import PseudoLabels
 
 
@@ -143,7 +143,7 @@ def test_network_predictor_is_the_argmax_at_full_size() -> None:
 
     frame = np.zeros((1, 16, 32, 3), np.uint8)
     frame[..., :16, :] = 255
-    found = network_predictor(Halves().train(), torch.device("cpu"))(ArrayClip("a", frame), 0)
+    found = NetworkPredictor(Halves().train(), torch.device("cpu"))(ArrayClip("a", frame), 0)
     assert found is not None
     assert (found.dtype, found.shape) == (np.uint8, (16, 32))
     assert (found[:, :12] == 1).all()

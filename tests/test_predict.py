@@ -244,9 +244,9 @@ def test_a_network_without_finite_logits_is_told(tmp_path: Path, capsys: pytest.
     [
         ({"none": None}, "none: wanted a video, an image or a folder of images, found nothing there"),
         ({"a.txt": b"text"}, "a.txt: wanted a folder or a file of .mp4, .avi"),
-        ({"a.mp4": b"#EXTM3U\n/etc/passwd"}, "a.mp4: wanted an MP4, AVI, WebM or Matroska video, found another file"),
+        ({"a.mp4": b"#EXTM3U\n/etc/passwd"}, "a.mp4: wanted an MP4, AVI, WebM or Matroska file, found something else"),
         ({"a.avi": b"RIFF\x04\x00\x00\x00AVI "}, "a.avi: wanted a video, found a damaged file or a codec"),
-        ({"a.webm": b""}, "a.webm: wanted an MP4, AVI, WebM or Matroska video, found another file"),
+        ({"a.webm": b""}, "a.webm: wanted an MP4, AVI, WebM or Matroska file, found something else"),
         ({"a.png": b"text"}, "a.png: wanted an image, found an unreadable file"),
         ({"in/": None}, "in: wanted images (.png, .jpg, .jpeg, .bmp, .webp, .tif, .tiff) or folders of images"),
         ({"in/a.png": (8, 9), "in/b/c.png": (8, 9)}, "found both: a.png and b/"),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from vda.config import to_dict
 from vda.data.clip import IGNORE, Clip, FlowField, FlowSource, Image, LabelMap, VideoDataset
@@ -19,11 +19,11 @@ from vda.data.tubes import Batch
 from vda.flow.providers import both_ways, provider
 from vda.methods.flow import FLOW_WEIGHTS
 from vda.methods.vst import refine
-from vda.models import upsample
 from vda.occlusion import visible
 from vda.ops import warp_occlusion
 from vda.options import Flow, Occlusion, Report
 from vda.pictures import error_image, flow_image, shrink
+from vda.predictions import NetworkPredictor
 from vda.progress import progress
 from vda.proportion import pseudo_scores
 from vda.pseudo import PseudoLabels, read_labels
@@ -47,19 +47,6 @@ _FLOW_NOTE = (
     "Flow: hue is the direction (red right, yellow down, cyan left, violet up), depth the length, on one scale for a "
     "clip. Warp error: black 0, yellow 64 grey levels or more, cyan where the next frame does not show the pixel."
 )
-
-
-def network_predictor(network: nn.Module, device: torch.device) -> Predictor:
-    """What a network predicts for a frame of a clip."""
-    network.eval()
-
-    @torch.inference_mode()
-    def predict(clip: Clip, i: int) -> LabelMap:
-        image = clip.frame(i)
-        logits = upsample(network(_tensor(image).to(device)), image.shape[:2])
-        return np.asarray(logits.argmax(1)[0].to("cpu", torch.uint8).numpy())
-
-    return predict
 
 
 # --- which clips, and which frames of them
@@ -259,7 +246,7 @@ def _tensor(image: Image) -> Tensor:
 def write_run_report(run: Run, scores: dict[str, Any]) -> Path:
     """The HTML page of the run, with pictures of every method that has been trained."""
     report = run.config.report
-    predictors = {name: network_predictor(run.network(name), run.device) for name in run.finished()}
+    predictors = {name: NetworkPredictor(run.network(name), run.device) for name in run.finished()}
     clips = [prediction_strips(predictors, run.validation, scores, report)]
     coverage = None
     for name in reversed(run.finished()):  # the labels that the last self-training learnt from

@@ -114,17 +114,23 @@ def check_container(video: Path) -> None:
         raise UsageError(f"{video}: wanted an MP4, AVI, WebM or Matroska file, found something else")
 
 
+def open_video(video: Path) -> cv2.VideoCapture:
+    """A video that can be decoded; errors as `check_container`, and for one that cannot."""
+    check_container(video)
+    capture = cv2.VideoCapture(str(video), cv2.CAP_FFMPEG)
+    if not capture.isOpened():
+        raise UsageError(f"{video}: wanted a video, found a damaged file or a codec that OpenCV lacks")
+    return capture
+
+
 def decoded(video: Path) -> Iterator[Image]:
     """All frames of a video in order, [H, W, 3] RGB, with a progress bar.
 
     Raises UsageError naming the video where it cannot be decoded, has no frame, changes its size, or has fewer frames
     than it says (by more than one in twenty: some containers only estimate).
     """
-    check_container(video)
-    capture = cv2.VideoCapture(str(video), cv2.CAP_FFMPEG)
+    capture = open_video(video)
     try:
-        if not capture.isOpened():
-            raise UsageError(f"{video}: wanted a video, found a damaged file or a codec that OpenCV lacks")
         promised = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
         number, size = 0, None
         with progress(total=promised or None, desc=f"frames of {video.name}", unit="frame") as bar:

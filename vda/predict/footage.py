@@ -14,10 +14,10 @@ import numpy as np
 
 from vda.data.clip import Image
 from vda.data.labels import image_size, read_image
+from vda.data.video_files import SUFFIXES, open_video
 from vda.errors import UsageError
 
-VIDEOS = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v")
-IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 _RATE_OF_IMAGES = 25.0
 
 
@@ -49,11 +49,11 @@ def open_footage(path: Path, rate: float | None = None) -> list[Footage]:
         return _folders(path, rate or _RATE_OF_IMAGES)
     if not path.exists():
         raise UsageError(f"{path}: wanted a video, an image or a folder of images, found nothing there")
-    if suffix in VIDEOS:
+    if suffix in SUFFIXES:
         return [_video(path, rate)]
     if suffix in IMAGES:
         return [_images(path.stem, path, [path], rate or _RATE_OF_IMAGES, still=True)]
-    known = ", ".join((*VIDEOS, *IMAGES))
+    known = ", ".join((*SUFFIXES, *IMAGES))
     raise UsageError(f"{path}: wanted a folder or a file of {known}, found {suffix or 'no suffix'}")
 
 
@@ -112,7 +112,7 @@ def _same_size(where: str, found: tuple[int, int], size: tuple[int, int]) -> Non
 
 
 def _video(path: Path, rate: float | None) -> Footage:
-    video = _opened(path)
+    video = open_video(path)
     whole, first = video.read()
     rate = rate or video.get(cv2.CAP_PROP_FPS)
     count = video.get(cv2.CAP_PROP_FRAME_COUNT)
@@ -126,22 +126,9 @@ def _video(path: Path, rate: float | None) -> Footage:
     return Footage(path.stem, path, size, rate, known, lambda: _video_frames(path, size, known))
 
 
-def _opened(path: Path) -> cv2.VideoCapture:
-    """UsageError for a file that is no video, or that FFmpeg would take for a list of other files to read."""
-    with path.open("rb") as file:
-        head = file.read(12)
-    quicktime = head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
-    if not (quicktime or head.startswith(b"\x1aE\xdf\xa3") or (head[:4], head[8:]) == (b"RIFF", b"AVI ")):
-        raise UsageError(f"{path}: wanted an MP4, AVI, WebM or Matroska video, found another file")
-    video = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
-    if not video.isOpened():
-        raise UsageError(f"{path}: wanted a video, found a damaged file or a codec that OpenCV lacks")
-    return video
-
-
 def _video_frames(path: Path, size: tuple[int, int], count: int) -> Iterator[tuple[str, Image]]:
     """The frames 000000, 000001, .. of a video; UsageError names the first one that is missing."""
-    video = _opened(path)
+    video = open_video(path)
     period = 1000 / max(video.get(cv2.CAP_PROP_FPS), 1e-3)
     number, before, gap = 0, 0.0, None
     try:
