@@ -210,7 +210,7 @@ def test_labels_by_index_and_palette(tmp_path: Path) -> None:
         labels_by(tmp_path, IDS, {}, classes)
     with pytest.raises(UsageError, match=r"l/1\.png: .* grey with 8 bits, found 8-bit palette"):
         labels_by(tmp_path, IDS, {}, classes, palette=[0, 0, 0] * 256)
-    with pytest.raises(UsageError, match=r"l/1\.png: .* palette indices with 8 bits, found 8-bit grey"):
+    with pytest.raises(UsageError, match=r"l/1\.png: .* a palette, found 8-bit grey"):
         labels_by(tmp_path, IDS, {"by": "palette"}, classes)
 
 
@@ -224,7 +224,7 @@ def test_labels_by_colour(tmp_path: Path) -> None:
     assert np.array_equal(labels_by(tmp_path, RED[IDS], other, classes), np.array([1, 0, 0, 255])[IDS])
     with pytest.raises(UsageError, match=r"wanted the 3 known colours, found 1 others on 15 pixels: 254, 0, 0"):
         labels_by(tmp_path, RED[IDS], {"by": "colour", "ignore": [0, 0, 0]}, classes)
-    with pytest.raises(UsageError, match=r"wanted a label PNG of RGB or palette colours with 8 bits, found 8-bit grey"):
+    with pytest.raises(UsageError, match=r"wanted a label PNG of RGB with 8 bits or a palette, found 8-bit grey"):
         labels_by(tmp_path, IDS, by, classes)
 
 

@@ -194,7 +194,7 @@ def _deep(path: Path) -> None:
     [
         (Path.unlink, r"b/0003\.png: wanted a prediction for every labelled frame, found none"),
         (_small, r"b/0003\.png: wanted 40 x 24 pixels, the size at which arrays/all is read, found 39 x 24"),
-        (_colour, r"b/0003\.png: wanted a label PNG of grey or palette with 8 bits, found 8-bit RGB"),
+        (_colour, r"b/0003\.png: wanted a label PNG of grey with 8 bits or a palette, found 8-bit RGB"),
         (_deep, r"b/0003\.png: wanted a label PNG of .* found 16-bit grey"),
         (lambda path: path.write_bytes(b"no image"), r"b/0003\.png: wanted a PNG label image"),
         (lambda path: path.rename(path.with_name("0009.png")), r"b/0003\.png: wanted a prediction"),
