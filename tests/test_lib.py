@@ -144,7 +144,7 @@ def test_doctor_says_why_a_kernel_is_off() -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "python -m vda: wanted a command (doctor"),
+        ([], "python -m vda: wanted a command (data, doctor"),
         (["doktor"], "got 'doktor'"),
         (["doctor", "--all"], "wanted no further argument, got '--all'"),
     ],

@@ -291,7 +291,7 @@ def test_ccm_chooses_its_source_anew_every_round(tmp_path: Path) -> None:
     for r, training in enumerate(made):
         source, target = training.target.parts  # type: ignore[union-attr]
         assert (len(source), len(target)) == (3, 10)  # of a hundred tubes ten are looked at and three taken
-        pool = run.tubes(run.source, None).part(0.1, r)
+        pool = run.tubes(run.source, None, number=r).part(0.1, r)
         assert {(c.name, i) for c, i in source.tubes} <= {(c.name, i) for c, i in pool.tubes}
         chosen.append({(c.name, i) for c, i in source.tubes})
     assert len({frozenset(tubes) for tubes in chosen}) == 3

@@ -32,7 +32,7 @@ from vda.report.strips import MAX_WIDTH
 from vda.report.tables import Scores, is_ceiling, known, percent, stage_title
 from vda.run import Run
 
-Predictor = Callable[[Clip, int], LabelMap | None]  # classes [H, W] of frame i of a clip, or None where there are none
+MaybePredictor = Callable[[Clip, int], LabelMap | None]  # as Predictor, or None where there is no prediction
 
 WARP_ERROR = "warp error of the next frame"
 NOT_VISIBLE = "not visible in the next frame"
@@ -89,7 +89,7 @@ def shown_frames(clip: Clip, count: int, stop: int | None = None) -> range:
 
 
 def prediction_strips(
-    predictors: Mapping[str, Predictor], dataset: VideoDataset, scores: Mapping[str, Scores], report: Report
+    predictors: Mapping[str, MaybePredictor], dataset: VideoDataset, scores: Mapping[str, Scores], report: Report
 ) -> Group:
     """Frame, truth, and what each stage predicts and where it is wrong, for the worst clips of `dataset`."""
     strips = []

@@ -34,6 +34,7 @@ from vda.data.labels import (
     read_colour_label,
     read_label,
 )
+from vda.data.problems import problem
 from vda.errors import UsageError
 
 # class, in label order -> the colours that are joined in it, of which the first is the class's own
@@ -152,10 +153,12 @@ def _pairs(images: Path, labels: Path, suffix: str = "") -> list[Frame]:
     there = {path.name for path in labels.glob("[!.]*.png")}
     for frame in frames:
         if frame.label.name not in there:
-            raise UsageError(f"{frame.label}: wanted the label of frame {frame.image.name}, found no file")
+            with problem("pair"):
+                raise UsageError(f"{frame.label}: wanted the label of frame {frame.image.name}, found no file")
     for extra in sorted(there - {frame.label.name for frame in frames}):
-        raise UsageError(f"{images}: wanted the frame of label {labels / extra}, found no file")
-    return frames
+        with problem("pair"):
+            raise UsageError(f"{images}: wanted the frame of label {labels / extra}, found no file")
+    return [frame for frame in frames if frame.label.name in there]
 
 
 def _by_name(frames: Iterable[Frame]) -> dict[str, Sequence]:

@@ -8,6 +8,7 @@ DA-VSN (Guan et al., ICCV 2021) and TPS, which score the twelve without fence. S
 
 from __future__ import annotations
 
+import colorsys
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -160,3 +161,9 @@ def label_id_table(name: str) -> IdTable:
 def palette(name: str) -> NDArray[np.uint8]:
     """[K, 3] RGB of the classes of a map."""
     return np.array([COLOURS[label] for label in CLASS_MAPS[name]], np.uint8)
+
+
+def made_up_colour(k: int) -> tuple[int, int, int]:
+    """RGB of class k where nobody gave one: hues by the golden ratio, so that neighbours differ."""
+    red, green, blue = colorsys.hsv_to_rgb(k * 0.618034 % 1, 0.65, 0.9 - 0.15 * (k % 3))
+    return round(255 * red), round(255 * green), round(255 * blue)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, get_args
@@ -10,7 +9,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from vda.data.class_maps import CLASS_MAPS, COLOURS, Coding, class_table, maps_of
+from vda.data.class_maps import CLASS_MAPS, COLOURS, Coding, class_table, made_up_colour, maps_of
 from vda.data.clip import IGNORE
 from vda.data.frame_files import LabelFormat
 from vda.data.labels import (
@@ -49,18 +48,12 @@ def classes_of(top: Section) -> tuple[tuple[str, ...], NDArray[np.uint8]]:
         given = value[name] if isinstance(value, dict) else None
         if given is not None and not _is_colour(given):
             raise UsageError(f"{top.where}: classes: {name} wants a colour [R, G, B] of 0 to 255, found {shown(given)}")
-        colours.append(tuple(given) if given is not None else COLOURS.get(name, _made_up(k)))
+        colours.append(tuple(given) if given is not None else COLOURS.get(name, made_up_colour(k)))
     return tuple(names), np.array(colours, np.uint8)
 
 
 def _is_colour(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 3 and all(whole(part, 255) for part in value)
-
-
-def _made_up(k: int) -> RGB:
-    """Hues by the golden ratio, so that neighbours differ."""
-    red, green, blue = colorsys.hsv_to_rgb(k * 0.618034 % 1, 0.65, 0.9 - 0.15 * (k % 3))
-    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def encoding_of(section: Section, top: Section, classes: Sequence[str], palette: NDArray[np.uint8]) -> LabelFormat:

@@ -138,7 +138,7 @@ def _place(entry: Entry, image: str) -> tuple[str, int | str, str]:
     assert found is not None
     match, wildcards = found
     start, end = match.span(len(wildcards)) if wildcards else (0, len(image))
-    text, name = image[start:end], _safe(image[start:end] if wildcards else Path(image).stem)
+    text, name = image[start:end], safe_name(image[start:end] if wildcards else Path(image).stem)
     if entry.order == "name":
         return f"{image[:start]}{image[end:]}", text, name
     number = re.search(r"\d+(?=\D*$)", text[-200:], re.ASCII)
@@ -153,7 +153,7 @@ def _place(entry: Entry, image: str) -> tuple[str, int | str, str]:
 
 def _runs(entry: Entry, group: str, frames: Mapping[int | str, Frame]) -> list[Shot]:
     """Frames in order, cut where a number is missing."""
-    name = _safe(re.sub(r"\.\w+$", "", group)).strip("-_.") or "frames"
+    name = safe_name(re.sub(r"\.\w+$", "", group)).strip("-_.") or "frames"
     runs: list[list[Frame]] = []
     last: int | str | None = None
     numbers: list[int | str] = []
@@ -178,7 +178,7 @@ def _not_neighbours(entry: Entry, frames: Mapping[int | str, Frame]) -> str:
     )
 
 
-def _safe(text: str) -> str:
+def safe_name(text: str) -> str:
     """As a name of a file."""
     return re.sub(r"[^\w.-]+", "-", text).lstrip(".")[:150] or "-"
 
@@ -197,7 +197,9 @@ def _video_clips(entry: Entry, reading: Reading) -> list[FileClip]:
                 raise UsageError(
                     f"{reading.root / file}: wanted the label of a frame of a video, found no such video or number"
                 )
-            labels[key[:-1]][int(key[-1])] = str(reading.root / file)
+            numbered = labels[key[:-1]]
+            if (other := numbered.setdefault(int(key[-1]), str(reading.root / file))) != str(reading.root / file):
+                raise UsageError(f"{reading.root / file}: wanted one label of this frame, found {other} too")
     names = _names(videos.values())
     clips: list[FileClip] = []
     for key, video in videos.items():
@@ -213,6 +215,11 @@ def _shots_of_video(entry: Entry, reading: Reading, video: str, name: str, label
     edges = _edges(entry, frames, path)
     if labels and max(labels) >= edges[-1]:
         raise UsageError(f"{labels[max(labels)]}: wanted the label of one of the {edges[-1]} frames of {path}")
+    unused = sorted(labels.keys() - {*frames.numbers})
+    if unused:
+        raise UsageError(
+            f"{labels[unused[0]]}: wanted labels of the frames that are read, every {entry.every}, found one of another"
+        )
     clips: list[FileClip] = []
     for start, stop in pairwise(edges):
         numbers = [number for number in frames.numbers if start <= number < stop]
@@ -250,6 +257,6 @@ def _edges(entry: Entry, frames: VideoFrames, video: Path) -> list[int]:
 
 def _names(videos: Iterable[str]) -> dict[str, str]:
     """Video -> name of its clips: that of the file, or with its folders where two have one name."""
-    stems = {video: _safe(Path(video).stem) for video in videos}
+    stems = {video: safe_name(Path(video).stem) for video in videos}
     count = Counter(stems.values())
-    return {video: stem if count[stem] == 1 else _safe(video).strip("-_.") for video, stem in stems.items()}
+    return {video: stem if count[stem] == 1 else safe_name(video).strip("-_.") for video, stem in stems.items()}

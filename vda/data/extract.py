@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from vda.checkpoint import atomic_write
 from vda.data.description import description_of, read_description
@@ -186,18 +186,26 @@ def _write(opened: zipfile.ZipFile, archive: Path, info: zipfile.ZipInfo, out: P
     def copy(file: BinaryIO) -> None:
         left = info.file_size
         try:
-            with opened.open(info) as member:
-                while block := member.read(1 << 20):
-                    left -= len(block)
-                    if left < 0:
-                        break
-                    file.write(block)
+            member = opened.open(info)
         except _DAMAGED as error:
             raise UsageError(f"{archive}: {info.orig_filename} is damaged ({_reason(error)})") from None
+        with member:
+            while left >= 0 and (block := _block(member, archive, info)):
+                left -= len(block)
+                if left >= 0:
+                    file.write(block)
         if left:
             raise UsageError(f"{archive}: {info.orig_filename} is damaged, wanted {info.file_size} bytes")
 
     atomic_write(path, copy, durable=False)
+
+
+def _block(member: IO[bytes], archive: Path, info: zipfile.ZipInfo) -> bytes:
+    """Read apart from writing, so that a full disk is not called a damaged archive."""
+    try:
+        return member.read(1 << 20)
+    except _DAMAGED as error:
+        raise UsageError(f"{archive}: {info.orig_filename} is damaged ({_reason(error)})") from None
 
 
 def _reason(error: BaseException) -> str:

@@ -82,7 +82,7 @@ def check_headers(image: Path, label: Path | None, label_header: Callable[[Path]
     with problem("image"):
         image_shape = image_size(image)
     if label is not None:
-        with problem("label"):
+        with problem("label" if label.exists() else "pair"):
             label_shape = label_header(label)
     if label is not None and image_shape is not None and label_shape is not None:
         with problem("size"):

@@ -127,11 +127,12 @@ def decoded(video: Path) -> Iterator[Image]:
     """All frames of a video in order, [H, W, 3] RGB, with a progress bar.
 
     Raises UsageError naming the video where it cannot be decoded, has no frame, changes its size, or has fewer frames
-    than it says (by more than one in twenty: some containers only estimate).
+    than it says (by more than a second's: some headers round, or count frames that no player shows).
     """
     capture = open_video(video)
     try:
         promised = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        second = max(1, round(min(capture.get(cv2.CAP_PROP_FPS), 1000)))
         number, size = 0, None
         with progress(total=promised or None, desc=f"frames of {video.name}", unit="frame") as bar:
             while True:
@@ -148,7 +149,7 @@ def decoded(video: Path) -> Iterator[Image]:
         raise UsageError(f"{video}: wanted a video, OpenCV cannot decode it ({error.err})") from None
     finally:
         capture.release()
-    if number == 0 or number < 0.95 * promised:
+    if number == 0 or promised - number > second:
         raise UsageError(f"{video}: wanted {promised or 'some'} frames, could decode {number}; the file is damaged")
 
 

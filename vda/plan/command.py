@@ -90,7 +90,7 @@ def table(rows: Sequence[Estimate], config: Config) -> str:
 
 def _notes(config: Config, device: str) -> list[str]:
     notes = [
-        f"Measured on the {device}: {WARM + STEPS} steps a round, the median of the last {STEPS}, with loading; a",
+        f"Measured on the {device}: {WARM + STEPS} steps a round, the median of the last {STEPS - 1}, with loading; a",
         f"checkpoint of each; {FRAMES} frames of every data set, labelled and scored. Multiplied: by the number of",
         "steps, checkpoints and frames. Before the steps lie pseudo labels and the choice of frames, and all of a",
         "scoring. Not in it: opening the data, and the report at the end.",

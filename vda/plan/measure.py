@@ -56,9 +56,15 @@ def estimates(config: Config, folder: Path, fit: Fit) -> Iterator[Estimate]:
 
     Raises UsageError for all that would stop the run itself: its data, settings and files are checked in the same way.
     """
-    run = Run(replace(config, only=(), out=None, resume=False), folder)
+    needed: set[str] = set()
+    for name in config.training:
+        while name and name not in needed:
+            needed.add(name)
+            name = config.methods[name].start
+    methods = {name: settings for name, settings in config.methods.items() if name in needed}
+    run = Run(replace(config, methods=methods, only=(), out=None, resume=False), folder)
     parts = _shortened(run)
-    for name in config.methods:
+    for name in methods:
         rows = [*_training(run, name, parts, fit)]
         if name in config.training:  # the others are what those start from
             yield from rows

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import colorsys
-
 import numpy as np
 from numpy.typing import NDArray
 
 from vda.checkpoint import Checkpoint
-from vda.data.class_maps import COLOURS
+from vda.data.class_maps import COLOURS, made_up_colour
 from vda.data.synthetic import CLASSES, PALETTE
 from vda.errors import UsageError
-
-_GOLDEN = 0.6180339887  # of a turn: the hues of any number of classes lie far apart
 
 
 def palette_of(checkpoint: Checkpoint) -> NDArray[np.uint8]:
@@ -31,9 +27,4 @@ def palette_of(checkpoint: Checkpoint) -> NDArray[np.uint8]:
             raise UsageError(f"{checkpoint.path}: wanted a palette of {len(classes)} RGB colours, found another")
         return palette.astype(np.uint8)
     known = {**COLOURS, **dict(zip(CLASSES, PALETTE.tolist(), strict=True))}
-    return np.array([known.get(name, _hue(k)) for k, name in enumerate(classes)], np.uint8)
-
-
-def _hue(number: int) -> tuple[int, int, int]:
-    red, green, blue = colorsys.hsv_to_rgb(number * _GOLDEN % 1, 0.75, 0.95)
-    return round(255 * red), round(255 * green), round(255 * blue)
+    return np.array([known.get(name, made_up_colour(k)) for k, name in enumerate(classes)], np.uint8)

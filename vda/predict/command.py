@@ -69,6 +69,7 @@ def predict(options: Predict) -> None:
         "size": size,
         "write": sorted(options.write),
         "opacity": options.opacity,
+        "rate": options.rate,
     }
     record = Record(options.out, made_by)
     todo = [clip for clip in clips if not record.done(clip)]

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from vda.data.clip import Image
+from vda.data.entries import safe_name
 from vda.data.labels import image_size, read_image
 from vda.data.video_files import SUFFIXES, open_video
 from vda.errors import UsageError
@@ -39,14 +40,15 @@ class Footage:
 
 
 def open_footage(path: Path, rate: float | None = None) -> list[Footage]:
-    """The clips of `path`: one of a video, an image or a folder of images, one of each subfolder where it has images.
+    """The clips of `path`: one of a video, an image or a folder of images; one for each in a folder of videos, or of
+    folders of images.
 
     rate: frames per second instead of the video's own (of images: 25). Raises UsageError for anything else, for images
     of a clip that differ in size, and for two images that would have one name.
     """
     suffix = path.suffix.lower()
     if path.is_dir():
-        return _folders(path, rate or _RATE_OF_IMAGES)
+        return _distinct(path, _folders(path, rate))
     if not path.exists():
         raise UsageError(f"{path}: wanted a video, an image or a folder of images, found nothing there")
     if suffix in SUFFIXES:
@@ -57,10 +59,18 @@ def open_footage(path: Path, rate: float | None = None) -> list[Footage]:
     raise UsageError(f"{path}: wanted a folder or a file of {known}, found {suffix or 'no suffix'}")
 
 
+def _distinct(folder: Path, clips: list[Footage]) -> list[Footage]:
+    for name, count in Counter(clip.name for clip in clips).items():
+        if count > 1:
+            raise UsageError(f"{folder}: wanted every name of a clip once, found {count} of {name}")
+    return clips
+
+
 # --- images
 
 
-def _folders(folder: Path, rate: float) -> list[Footage]:
+def _folders(folder: Path, given: float | None) -> list[Footage]:
+    rate = given or _RATE_OF_IMAGES
     images = _listed(folder)
     subfolders = sorted((p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")), key=_natural)
     parts = {sub: found for sub in subfolders if (found := _listed(sub))}
@@ -68,11 +78,16 @@ def _folders(folder: Path, rate: float) -> list[Footage]:
         raise UsageError(
             f"{folder}: wanted images or folders of images, found both: {images[0].name} and {next(iter(parts)).name}/"
         )
+    videos = sorted((p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != "."), key=_natural)
+    if videos and (images or parts):
+        raise UsageError(f"{folder}: wanted videos or images, found both: {videos[0].name} and images")
+    if videos:
+        return [_video(video, given) for video in videos]
     if images:
         return [_images(folder.resolve().name or "images", folder, images, rate)]
     if parts:
         return [_images(sub.name, sub, found, rate) for sub, found in parts.items()]
-    raise UsageError(f"{folder}: wanted images ({', '.join(IMAGES)}) or folders of images, found none")
+    raise UsageError(f"{folder}: wanted videos, images ({', '.join(IMAGES)}) or folders of images, found none")
 
 
 def _listed(folder: Path) -> list[Path]:
@@ -98,7 +113,7 @@ def _images(name: str, source: Path, files: list[Path], rate: float, *, still: b
         for file in files:
             yield file.stem, read_image(file)
 
-    return Footage(name, source, size, rate, len(files), frames, still)
+    return Footage(safe_name(name), source, size, rate, len(files), frames, still)
 
 
 def _same_size(where: str, found: tuple[int, int], size: tuple[int, int]) -> None:
@@ -123,7 +138,7 @@ def _video(path: Path, rate: float | None) -> Footage:
         raise UsageError(f"{path}: wanted frames per second in the header, found {rate:g}; give --rate")
     size = (first.shape[0], first.shape[1])  # not the header's: a phone's video is turned while it is read
     known = int(count) if math.isfinite(count) and 0 < count < 2**40 else 0
-    return Footage(path.stem, path, size, rate, known, lambda: _video_frames(path, size, known))
+    return Footage(safe_name(path.stem), path, size, rate, known, lambda: _video_frames(path, size, known))
 
 
 def _video_frames(path: Path, size: tuple[int, int], count: int) -> Iterator[tuple[str, Image]]:

@@ -64,23 +64,29 @@ class Record:
     def done(self, clip: Footage) -> bool:
         """Whether the clip is finished. Raises UsageError where one of its name, but of another source, is."""
         known = self.clips.get(clip.name)
-        if known is not None and known["source"] != str(clip.source.resolve()):
+        if known is not None and known["source"] != _source(clip):
             raise UsageError(
-                f"{self.folder}: holds a clip {clip.name} of {known['source']}, wanted that of "
-                f"{clip.source.resolve()}; choose another folder"
+                f"{self.folder}: holds a clip {clip.name} of another source, {_short(known['source'])}, wanted that of "
+                f"{clip.source.resolve()} as it is; choose another folder"
             )
         return known is not None
 
     def add(self, clip: Footage, frames: int) -> None:
         """Notes that a clip is finished."""
-        size, source = list(clip.size), str(clip.source.resolve())
-        self.clips[clip.name] = {"source": source, "frames": frames, "rate": clip.rate, "size": size}
+        size = list(clip.size)
+        self.clips[clip.name] = {"source": _source(clip), "frames": frames, "rate": clip.rate, "size": size}
         self.write()
 
     def write(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         content = self.made_by | {"clips": self.clips}
         atomic_write(self.folder / RECORD, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _source(clip: Footage) -> dict[str, Any]:
+    """What tells a source from another, and from what it was before it was edited."""
+    stat = clip.source.stat()
+    return {"path": str(clip.source.resolve()), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
 def _short(value: Any) -> str:

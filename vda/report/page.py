@@ -162,6 +162,9 @@ def _measured_on(stage: Scores) -> list[str]:
         f"label {stage['ignore']} ignored",
         *(f"{label} {stage[key]}" for key, label in _PROVENANCE.items() if key in stage),
     ]
+    if "flow" in stage:
+        occlusion = ", ".join(f"{key} {value}" for key, value in stage["occlusion"].items())
+        found.append(f"TC over {_count(stage['tc_pairs'], 'pair')}, occlusion {occlusion}")
     if interval := stage.get("interval"):
         found.append(
             f"intervals of {100 * interval['level']:g} % from {interval['samples']} bootstrap samples of the clips"
