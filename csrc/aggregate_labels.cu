@@ -330,8 +330,8 @@ int aggregate_labels_cuda(const AggregateLabelsParams& p, void* stream) {
     if (code != cudaSuccess) return code;
     const int64_t down = ceil_div(p.near.height, kTileY);
     // The logits of far more pixels than the result has do not fit.
-    if (work.layout.bytes > most || !in_32_bits(p) || std::max(p.logit_height, p.logit_width) > kMostUpsampled ||
-        std::max(down, p.batch) > kMaxGridYZ)
+    if (work.layout.bytes > most || !in_32_bits(p) ||
+        std::max(p.logit_height, p.logit_width) > kMostUpsampled || std::max(down, p.batch) > kMaxGridYZ)
         return aggregate_labels_naive_cuda(p, stream);
     const auto kernel =
         p.classes > kClasses ? aggregate_labels_tile_kernel<true> : aggregate_labels_tile_kernel<false>;

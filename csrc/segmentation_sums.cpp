@@ -13,19 +13,20 @@ using Params = SegmentationSumsParams;
 
 constexpr int kBands = 16;  // of a frame, at most
 
-// The full-resolution rows [y0, y1) whose low source row is one of [row0, row1).
+// The full-resolution rows whose low source row is one of [row0, row1).
 struct Band {
     int64_t n;
-    int row0, row1, y0, y1;
+    int row0, row1;
 };
 
 // What one thread works with. Lines of full-resolution pixels are `width` long, whole vectors.
 struct Scratch {
     float* logits;    // [K, logit_width], of one full-resolution row, upsampled along y only
     int32_t* labels;  // [width], kNoPixel beyond the frame
-    float *here, *next;  // backward: [K, width], gradients that belong to a low-resolution row and the next one
-    int32_t* first;      // backward: [w + 1], the first full-resolution column from each low-resolution one on
-    float* share;        // backward: [width], of the high source column
+    float *here,
+        *next;       // backward: [K, width], gradients that belong to a low-resolution row and the next one
+    int32_t* first;  // backward: [w + 1], the first full-resolution column from each low-resolution one on
+    float* share;    // backward: [width], of the high source column
     int64_t width, logit_width;
 };
 constexpr int32_t kNoPixel = -1;
@@ -42,10 +43,8 @@ namespace {
 int bands(const Params& p) { return std::min(kBands, p.logit_height); }
 
 Band band_of(const Params& p, int64_t i) {
-    const Axis axis = upsampling_axis(p.logit_height, p.height, p.align_corners);
-    const int64_t n = i / bands(p), b = i % bands(p), h = p.logit_height;
-    const int row0 = int(h * b / bands(p)), row1 = int(h * (b + 1) / bands(p));
-    return {n, row0, row1, first_from(axis, p.height, row0), first_from(axis, p.height, row1)};
+    const int64_t b = i % bands(p), h = p.logit_height;
+    return {i / bands(p), int(h * b / bands(p)), int(h * (b + 1) / bands(p))};
 }
 
 // Cuts a thread's part of the workspace, or with base = null measures it. Returns its floats.
@@ -87,12 +86,14 @@ void for_bands(const Params& p, int threads, bool backward, float* base, const B
 
 // ---- sums ----
 
-// totals [terms_of(K)], overwritten: of the full-resolution rows [y0, y1).
-void add_up_double(const Params& p, int64_t n, int y0, int y1, double* totals) {
+// totals [terms_of(K)], overwritten.
+void add_up_band_double(const Params& p, const Band& band, double* totals) {
+    const auto axis = upsampling_axis<double>(p.logit_height, p.height, p.align_corners);
     std::fill_n(totals, terms_of(p.classes), 0.0);
-    for (int y = y0; y < y1; ++y) {
-        for (int x = 0; x < p.width; ++x) {
-            const Softmax<double> s = softmax_at<double>(p, n, y, x);
+    for (int y = 0; y < p.height; ++y) {
+        const int low = between(axis, y).low;
+        for (int x = 0; x < p.width && low >= band.row0 && low < band.row1; ++x) {
+            const Softmax<double> s = softmax_at<double>(p, band.n, y, x);
             for (int i = 0; i < terms_of(p.classes); ++i) totals[i] += term(s, i);
         }
     }
@@ -172,10 +173,7 @@ int segmentation_sums_cpu(const Params& p, int threads) {
     const int64_t terms = terms_of(p.classes);
     if (p.dtype == Dtype::f64) {
         parallel_for(p.batch * bands(p), 1, threads, [&](int64_t begin, int64_t end) {
-            for (int64_t i = begin; i < end; ++i) {
-                const Band band = band_of(p, i);
-                add_up_double(p, band.n, band.y0, band.y1, totals + i * terms);
-            }
+            for (int64_t i = begin; i < end; ++i) add_up_band_double(p, band_of(p, i), totals + i * terms);
         });
         write_sums<double>(p, totals);
         return kOk;
@@ -206,10 +204,9 @@ int segmentation_sums_backward_cpu(const Params& p, int threads) {
     const auto run = VDA_WIDEST(backward_band);
     float* spill = static_cast<float*>(p.workspace);  // [N, bands, K, w]
     const int64_t row = int64_t(p.classes) * p.logit_width;
-    for_bands(p, threads, true, spill + spill_floats(p),
-              [&](const Band& band, int64_t i, const Scratch& scratch) {
-                  run(p, band, scratch, spill + i * row);
-              });
+    for_bands(
+        p, threads, true, spill + spill_floats(p),
+        [&](const Band& band, int64_t i, const Scratch& scratch) { run(p, band, scratch, spill + i * row); });
     add_spills(p, spill);
     return kOk;
 }

@@ -1,8 +1,8 @@
 // The readable CUDA kernels of segmentation_sums.h: the specification, and what serves float64, more than 32
 // classes and downsampling. Forward, a thread evaluates the softmax of one full-resolution pixel, and a block
 // adds up one term after another. Backward, a thread owns a low-resolution pixel and evaluates the softmax of
-// every full-resolution pixel that reads it, so each softmax four times. Both upsample every logit wherever it
-// is needed: some 6 K interpolations a softmax. No atomics; every sum is made in a fixed order.
+// every full-resolution pixel that reads it, so each softmax four times. Both upsample every logit wherever
+// it is needed: some 6 K interpolations a softmax. No atomics; every sum is made in a fixed order.
 #include "segmentation_sums.cuh"
 
 namespace vda {
@@ -113,7 +113,8 @@ int segmentation_sums_backward_naive_cuda(const Params& p, void* stream) {
     const int64_t pixels = p.batch * p.logit_height * p.logit_width;
     if (pixels == 0) return kOk;
     return for_float_or_double_only(p.dtype, [&](auto type) {
-        return launch(sums_backward_kernel<decltype(type)>, linear_grid(pixels), linear_block(), 0, stream, p);
+        return launch(sums_backward_kernel<decltype(type)>, linear_grid(pixels), linear_block(), 0, stream,
+                      p);
     });
 }
 

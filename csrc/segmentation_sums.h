@@ -18,16 +18,18 @@ enum SumIndex : int {
     // kOverlap + K:   [K], labelled pixels, P_k^2
 };
 VDA_HD constexpr int sums_of(int classes) { return kOverlap + 2 * classes; }
-VDA_HD constexpr int terms_of(int classes) { return kOverlap + 3 * classes; }  // with the pixels of each class
+VDA_HD constexpr int terms_of(int classes) {
+    return kOverlap + 3 * classes;
+}  // with the pixels of each class
 
 struct SegmentationSumsParams {
-    const void* logits;       // [N, K, h, w], contiguous
-    LabelView label;          // [N, H, W]; others than 0 .. K - 1 and kUnlabelled add nothing
-    void* sums;               // forward: [N, sums_of(K)], contiguous
-    int64_t* count;           // forward: [N, K], contiguous; labelled pixels of each class
-    const void* grad;         // backward: [N, sums_of(K)], contiguous
-    void* grad_logits;        // backward: [N, K, h, w], contiguous
-    void* workspace;          // the bytes that the functions below ask for, not initialised
+    const void* logits;  // [N, K, h, w], contiguous
+    LabelView label;     // [N, H, W]; others than 0 .. K - 1 and kUnlabelled add nothing
+    void* sums;          // forward: [N, sums_of(K)], contiguous
+    int64_t* count;      // forward: [N, K], contiguous; labelled pixels of each class
+    const void* grad;    // backward: [N, sums_of(K)], contiguous
+    void* grad_logits;   // backward: [N, K, h, w], contiguous
+    void* workspace;     // the bytes that the functions below ask for, not initialised
     int64_t batch;
     int classes;                    // K <= 255
     int height, width;              // H, W
@@ -137,7 +139,8 @@ struct PixelGradient {
 
 template <typename T>
 VDA_HD PixelGradient<T> gradient_at(const SegmentationSumsParams& p, int64_t n, int y, int x) {
-    PixelGradient<T> g{softmax_at<T>(p, n, y, x), static_cast<const T*>(p.grad) + n * sums_of(p.classes), T(0)};
+    PixelGradient<T> g{softmax_at<T>(p, n, y, x), static_cast<const T*>(p.grad) + n * sums_of(p.classes),
+                       T(0)};
     for (int k = 0; k < p.classes && g.s.labelled(); ++k) {
         const T probability = g.s.probability(k);
         g.mean += probability * g.slope(k, probability);

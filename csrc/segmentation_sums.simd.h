@@ -1,5 +1,5 @@
-// Bands of segmentation_sums.h in float, compiled per instruction set (multiversion.h): strips of neighbouring
-// pixels, exponents to the base 2.
+// Bands of segmentation_sums.h in float, compiled per instruction set (multiversion.h): strips of
+// neighbouring pixels, exponents to the base 2.
 
 #include "upsampling.simd.h"
 
@@ -32,8 +32,8 @@ struct StripSoftmax {
 VDA_INLINE Floats bounded(Floats exponent) { return larger(splat(-126.0f), exponent); }
 
 // Writes the exponents [K], relative to their maximum, and the powers [K].
-VDA_INLINE StripSoftmax softmax_strip(const Scratch& scratch, int classes, const Columns& at, Floats* exponent,
-                                      Floats* power) {
+VDA_INLINE StripSoftmax softmax_strip(const Scratch& scratch, int classes, const Columns& at,
+                                      Floats* exponent, Floats* power) {
     Floats most = splat(-INFINITY), sum{}, total{}, mean{};
     for (int k = 0; k < classes; ++k) {
         exponent[k] = upsampled(scratch.logits + k * scratch.logit_width, at);
@@ -50,10 +50,10 @@ VDA_INLINE StripSoftmax softmax_strip(const Scratch& scratch, int classes, const
     return {inverse, binary_logarithm(sum), total, mean * inverse};
 }
 
-VDA_INLINE void load_row(const Params& p, const Axis& axis_y, int64_t n, int y, const Scratch& scratch) {
+VDA_INLINE void load_row(const Params& p, int64_t n, int y, const Between& at, const Scratch& scratch) {
     const int64_t frame = int64_t(p.classes) * p.logit_height * p.logit_width;
     upsample_rows(static_cast<const float*>(p.logits) + n * frame, p.classes, p.logit_height, p.logit_width,
-                  between(axis_y, y), 0, p.logit_width, scratch.logits, scratch.logit_width);
+                  at, 0, p.logit_width, scratch.logits, scratch.logit_width);
     const uint8_t* from = p.label.row(n, y);
     for (int x = 0; x < p.width; ++x) scratch.labels[x] = from[x * p.label.stride[2]];
 }
@@ -62,6 +62,16 @@ VDA_INLINE Ints load_labels(const int32_t* from) {
     Ints labels;
     memcpy(&labels, from, sizeof(labels));
     return labels;
+}
+
+// Calls body(y, between(y)) for the full-resolution rows of a band.
+template <typename Body>
+VDA_INLINE void for_rows(const Params& p, const Band& band, const Body& body) {
+    const Axis axis = upsampling_axis(p.logit_height, p.height, p.align_corners);
+    for (int y = 0; y < p.height; ++y) {
+        const Between at = between(axis, y);
+        if (at.low >= band.row0 && at.low < band.row1) body(y, at);
+    }
 }
 
 VDA_INLINE void clear(float* values, int64_t n) { memset(values, 0, size_t(n) * sizeof(float)); }
@@ -91,25 +101,24 @@ VDA_INLINE void add_strip(const Params& p, const Scratch& scratch, const Axis& a
 
 // totals [terms_of(K)], overwritten. A row is summed in float, rows in double.
 void add_up_band(const Params& p, const Band& band, const Scratch& scratch, double* totals) {
-    const Axis axis_y = upsampling_axis(p.logit_height, p.height, p.align_corners);
     const Axis axis_x = upsampling_axis(p.logit_width, p.width, p.align_corners);
     const int terms = terms_of(p.classes);
     Floats row[terms_of(kMaxClasses)];
     memset(totals, 0, terms * sizeof(double));
     for (int64_t x = p.width; x < scratch.width; ++x) scratch.labels[x] = kNoPixel;
-    for (int y = band.y0; y < band.y1; ++y) {
-        load_row(p, axis_y, band.n, y, scratch);
+    for_rows(p, band, [&](int y, const Between& at) VDA_INLINED {
+        load_row(p, band.n, y, at, scratch);
         memset(row, 0, terms * sizeof(Floats));
         for (int x = 0; x < p.width; x += kLanes) add_strip(p, scratch, axis_x, x, row);
         for (int i = 0; i < terms; ++i) totals[i] += (i < kOverlap ? double(kLog2) : 1.0) * sum_of(row[i]);
-    }
+    });
 }
 
 // ---- gradient ----
 
 // Adds what a strip hands back to the low-resolution rows `here` and `next`; grad [sums_of(K)] of the frame.
-VDA_INLINE void backward_strip(const Params& p, const Scratch& scratch, const Axis& axis_x, int x, float share,
-                               const float* grad) {
+VDA_INLINE void backward_strip(const Params& p, const Scratch& scratch, const Axis& axis_x, int x,
+                               float share, const float* grad) {
     const int K = p.classes;
     const float *by_overlap = grad + kOverlap, *by_square = by_overlap + K;
     Floats exponent[kMaxClasses], power[kMaxClasses], mean{};
@@ -156,14 +165,18 @@ VDA_INLINE void reduce_columns(const Params& p, const Scratch& scratch, const fl
 
 // Writes the rows [row0, row1) of the gradient, and to spill [K, w] what belongs to row1.
 void backward_band(const Params& p, const Band& band, Scratch scratch, float* spill) {
-    const Axis axis_y = upsampling_axis(p.logit_height, p.height, p.align_corners);
     const Axis axis_x = upsampling_axis(p.logit_width, p.width, p.align_corners);
     const int64_t plane = int64_t(p.logit_height) * p.logit_width, lines = p.classes * scratch.width;
     const float* grad = static_cast<const float*>(p.grad) + band.n * sums_of(p.classes);
     float* to = static_cast<float*>(p.grad_logits) + band.n * p.classes * plane;
     for (int64_t x = p.width; x < scratch.width; ++x) scratch.labels[x] = kNoPixel;
-    for (int c = 0; c <= p.logit_width; ++c) scratch.first[c] = first_from(axis_x, p.width, c);
-    for (int x = 0; x < p.width; ++x) scratch.share[x] = between(axis_x, x).share;
+    int column = 0;
+    for (int x = 0; x < p.width; ++x) {
+        const Between at = between(axis_x, x);
+        scratch.share[x] = at.share;
+        while (column <= at.low) scratch.first[column++] = x;
+    }
+    while (column <= p.logit_width) scratch.first[column++] = p.width;
     clear(scratch.here, lines);
     clear(scratch.next, lines);
     int row = band.row0;
@@ -175,12 +188,11 @@ void backward_band(const Params& p, const Band& band, Scratch scratch, float* sp
         scratch.next = cleared;
         ++row;
     };
-    for (int y = band.y0; y < band.y1; ++y) {
-        const Between at = between(axis_y, y);
+    for_rows(p, band, [&](int y, const Between& at) VDA_INLINED {
         while (row < at.low) finish_row();
-        load_row(p, axis_y, band.n, y, scratch);
+        load_row(p, band.n, y, at, scratch);
         for (int x = 0; x < p.width; x += kLanes) backward_strip(p, scratch, axis_x, x, at.share, grad);
-    }
+    });
     while (row < band.row1) finish_row();
     reduce_columns(p, scratch, scratch.here, spill, p.logit_width);
 }

@@ -1,20 +1,20 @@
-// CUDA kernels of segmentation_sums.h for float32, up to 32 classes, and logits of no more rows and columns than
-// the labels have.
+// CUDA kernels of segmentation_sums.h for float32, up to 32 classes, and logits of no more rows and columns
+// than the labels have.
 //
 // A block owns a tile of 128 x 16 full-resolution pixels, a thread one column of it, which it walks down. The
-// logits of a column at the two low-resolution rows around the pixel are interpolated along x once and stay in
-// registers until the walk passes the lower one; each pixel interpolates along y, and has its K exponentials in
-// registers too. Forward, P^2 adds up in registers and what belongs to the label of a pixel in shared memory,
-// where a thread has a column of its own. Backward, what a pixel hands back adds up in registers, weighted
-// along y, until a low-resolution row is complete; the columns of the tile are then added through shared memory
-// and go to the workspace, from where a second kernel collects the at most four tiles that a low-resolution
-// pixel lies under. No atomics; every sum is made in a fixed order.
+// logits of a column at the two low-resolution rows around the pixel are interpolated along x once and stay
+// in registers until the walk passes the lower one; each pixel interpolates along y, and has its K
+// exponentials in registers too. Forward, P^2 adds up in registers and what belongs to the label of a pixel
+// in shared memory, where a thread has a column of its own. Backward, what a pixel hands back adds up in
+// registers, weighted along y, until a low-resolution row is complete; the columns of the tile are then added
+// through shared memory and go to the workspace, from where a second kernel collects the at most four tiles
+// that a low-resolution pixel lies under. No atomics; every sum is made in a fixed order.
 //
-// Per pixel with K = 15 (padded to 16) and logits at 1/8: forward 15 ex2, about 13 instructions a class and 45
-// besides, 240 in all, backward about 23 a class, 400 in all; 1 byte of device memory for the label, and 4 K (1 +
-// 1/8) / 64 bytes, 1.1, for the logits. For two frames of 512 x 1024 on 132 multiprocessors at 1.83 GHz that is
-// 8.1 us of issue slots (4 warps a clock) forward and 14 us backward, against 0.5 us of device memory at 4.3
-// TB/s: both are bound by arithmetic. These are counts made by hand; no GPU has timed them yet.
+// Per pixel with K = 15 (padded to 16) and logits at 1/8: forward 15 ex2, about 13 instructions a class and
+// 45 besides, 240 in all, backward about 23 a class, 400 in all; 1 byte of device memory for the label, and 4
+// K (1 + 1/8) / 64 bytes, 1.1, for the logits. For two frames of 512 x 1024 on 132 multiprocessors at 1.83
+// GHz that is 8.1 us of issue slots (4 warps a clock) forward and 14 us backward, against 0.5 us of device
+// memory at 4.3 TB/s: both are bound by arithmetic. These are counts made by hand; no GPU has timed them yet.
 #include "fast_math.cuh"
 #include "segmentation_sums.cuh"
 
@@ -118,11 +118,11 @@ struct Column {
 
 // ---- forward ----
 
-// Adds a pixel: own [3], square [K] in registers; overlap in shared memory, whose planes [kColumns] are classes,
-// those of the counts K planes of squares later.
+// Adds a pixel: own [3], square [K] in registers; overlap in shared memory, whose planes [kColumns] are
+// classes, those of the counts K planes of squares later.
 template <int kLeast, int kMost>
-__device__ __forceinline__ void add_pixel(const Params& p, Column<kLeast, kMost>& column, float share, int label,
-                                          float own[3], float square[kMost], float* overlap) {
+__device__ __forceinline__ void add_pixel(const Params& p, Column<kLeast, kMost>& column, float share,
+                                          int label, float own[3], float square[kMost], float* overlap) {
     const int K = p.classes;
     float sum, total, mean;
     column.evaluate(p, share, sum, total, mean);
@@ -237,7 +237,8 @@ __device__ __forceinline__ void differentiate(const Params& p, Column<kLeast, kM
 
 // Adds the columns up, to [columns, K], and forgets them.
 template <int kLeast, int kMost>
-__device__ __forceinline__ void finish_row(const Work& work, const Shared& shared, float sums[kMost], float* to) {
+__device__ __forceinline__ void finish_row(const Work& work, const Shared& shared, float sums[kMost],
+                                           float* to) {
     const int K = work.p.classes;
     __syncthreads();  // the row before has been read
     for_classes<kLeast, kMost>(K, [&](int k) { shared.plane[k * kPitch + threadIdx.x] = sums[k]; });
@@ -248,7 +249,8 @@ __device__ __forceinline__ void finish_row(const Work& work, const Shared& share
         float sum = 0.0f;
         for (int x = shared.first[c]; x < shared.first[c + 1]; ++x)
             sum += shared.share[x] > 0.0f ? shared.share[x] * line[x] : 0.0f;
-        for (int x = shared.first[c + 1]; x < shared.first[c + 2]; ++x) sum += (1.0f - shared.share[x]) * line[x];
+        for (int x = shared.first[c + 1]; x < shared.first[c + 2]; ++x)
+            sum += (1.0f - shared.share[x]) * line[x];
         to[i] = sum;
     }
 }
@@ -333,9 +335,10 @@ int64_t tiles(const Work& work) { return work.p.batch * work.across * work.down;
 
 bool serves(const Work& work) {
     const Params& p = work.p;
-    return p.dtype == Dtype::f32 && p.classes <= kMostClasses && !no_pixels(p) && p.logit_height <= p.height &&
-           p.logit_width <= p.width && std::max(p.logit_height, p.logit_width) <= kMostUpsampled &&
-           tiles(work) > 0 && tiles(work) <= INT32_MAX;
+    return p.dtype == Dtype::f32 && p.classes <= kMostClasses && !no_pixels(p) &&
+           p.logit_height <= p.height && p.logit_width <= p.width &&
+           std::max(p.logit_height, p.logit_width) <= kMostUpsampled && tiles(work) > 0 &&
+           tiles(work) <= INT32_MAX;
 }
 
 // Calls body(kernel number) with the least and most classes of the kernel that serves K of them.

@@ -28,9 +28,20 @@ struct BetweenOf {
 };
 using Between = BetweenOf<float>;
 
+// In one rounding on the device, so that two evaluations never fall to different sides of a source pixel. On
+// the host the compiler decides, per instruction set: what hangs together has to come from one evaluation.
+template <typename A>
+VDA_HD A position(const AxisOf<A>& axis, int i) {
+#if defined(__CUDA_ARCH__)
+    return fma(axis.scale, A(i), axis.shift);
+#else
+    return axis.scale * A(i) + axis.shift;
+#endif
+}
+
 template <typename A>
 VDA_HD BetweenOf<A> between(const AxisOf<A>& axis, int i) {
-    const A unlimited = axis.scale * A(i) + axis.shift, last = A(axis.last);
+    const A unlimited = position(axis, i), last = A(axis.last);
     const A at = unlimited > A(0) ? (unlimited < last ? unlimited : last) : A(0);
     const int low = int(at);
     const A share = at - A(low);

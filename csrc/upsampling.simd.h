@@ -1,5 +1,5 @@
-// Upsampling of logits and their softmax in strips of full-resolution pixels, on upsampling.h. Included by the
-// kernels that need it.
+// Upsampling of logits and their softmax in strips of full-resolution pixels, on upsampling.h. Included by
+// the kernels that need it.
 
 // The source columns of a strip, for one row of logits.
 struct Columns {

@@ -130,6 +130,11 @@ def check_size(ways: Sequence[Way], H: int, W: int) -> None:
             for predictions in (None, ops.Predictions(*torch.rand(2, 2, H, W).to(dtype), torch.rand(3)))
         ],
         "correlation": lambda dtype: [(image(19, dtype), image(19, dtype), {"max_displacement": 4})],
+        # 23: other kernels than of 5; 40: more classes than the fast CUDA kernels hold.
+        "segmentation_sums": lambda dtype: [
+            (layouts(torch.rand(2, classes, 3, 5).to(dtype))[layout], labels(layout), {})
+            for classes, layout in ((5, 0), (23, 2), (40, 3))
+        ],
         "warp": warp_case,
         "warp_occlusion": lambda dtype: [(image(3, dtype), image(3, dtype), flow(2), {"alpha": 2.0})],
     }
@@ -190,13 +195,17 @@ def gradients(way: Way, H: int, W: int) -> None:
         a = torch.rand(2, 5, H, W, dtype=dtype, requires_grad=True)
         b = torch.rand(2, 5, H, W, dtype=dtype, requires_grad=True)
         flow = (torch.randn(2, 2, H, W, dtype=dtype) * 9).requires_grad_()
+        logits = [torch.rand(2, classes, 3, W, dtype=dtype, requires_grad=True) for classes in (5, 23, 40)]
+        labels = torch.randint(0, 5, (2, H, W), dtype=torch.uint8)
         with way():
             for padding in ("zeros", "border"):
                 ops.warp(a, flow, padding=padding).square().sum().backward()
                 ops.warp(a.detach(), flow, padding=padding).square().sum().backward()
             ops.warp(a, flow, mode="nearest").sum().backward()
             ops.correlation(a, b, max_displacement=4).square().sum().backward()
-        for x in (a, b, flow):
+            for x in logits:
+                ops.segmentation_sums(x, labels).square.sum().backward()
+        for x in (a, b, flow, *logits):
             assert x.grad is not None
             assert x.grad.isfinite().all()
 
