@@ -132,6 +132,8 @@ def test_bytes_are_those_of_inputs_and_outputs() -> None:
     assert work.aggregate(K, J, H, W).nbytes == nbytes(*probs, *flows, *frames, probs[0])
     logits = [torch.zeros(K, 1, 2)] * (J + 1)
     assert work.aggregate_labels(K, J, 1, 2, H, W).nbytes == nbytes(*logits, *flows, *frames, label, half)
+    frames_labels = [torch.zeros(2, K, 1, 2), torch.zeros(2, H, W, dtype=torch.uint8), torch.zeros(2, K, 1, 2)]
+    assert work.segmentation_loss(K, 2, 1, 2, H, W).nbytes == nbytes(*frames_labels)
     assert work.transfer_spectrum(3, H, W).nbytes == nbytes(image, image, image)
     assert work.dis(H, W).nbytes == nbytes(label, label, label, label, label, label, flow)
     assert work.cached_flow(H, W).nbytes == nbytes(flow.half(), flow)

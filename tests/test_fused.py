@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench import memory
 from vda import fused, losses
 from vda.models import upsample
 from vda.ops import SegmentationSums, segmentation_sums
@@ -68,6 +69,24 @@ def test_equals_the_composition(name: str, ignored: float, dtype: torch.dtype, t
         slope, wanted_slope, rtol=20 * tolerance, atol=tolerance * float(wanted_slope.abs().max())
     )
     assert wanted_slope.any() or ignored > 1 or "iast" in name
+
+
+def test_takes_a_tenth_of_the_memory() -> None:
+    """Of everything that is made on the way from logits and labels to the gradient."""
+    logits, labels = torch.randn(2, 15, 33, 65, requires_grad=True), torch.randint(15, (2, 256, 512)).byte()
+
+    def ours() -> None:
+        sums = segmentation_sums(logits, labels)
+        torch.autograd.grad(fused.cross_entropy(sums) + fused.tube_loss(sums, length=2), logits)
+
+    def theirs() -> None:
+        z = upsample(logits, (256, 512))
+        tube = z.softmax(1).unflatten(0, (1, 2)).transpose(1, 2)
+        torch.autograd.grad(losses.cross_entropy(z, labels) + losses.tube_loss(tube, labels[None]), logits)
+
+    ours(), theirs()  # what is made the first time and stays
+    assert memory.peak(theirs) > 4 * 15 * labels.numel()
+    assert memory.peak(ours) < 0.1 * memory.peak(theirs)
 
 
 def test_half_precision_logits_under_autocast() -> None:

@@ -1,4 +1,4 @@
-"""segmentation_sums: the composition of interpolate, log-softmax and sums, numbers by hand, gradients, hostile input."""
+"""segmentation_sums: the composition of interpolate, log-softmax and sums, numbers by hand, hostile input."""
 
 from __future__ import annotations
 
