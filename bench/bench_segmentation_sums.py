@@ -50,7 +50,8 @@ SHAPES = [(15, 512, 1024), pytest.param((19, 1024, 2048), marks=pytest.mark.larg
 def test_segmentation_sums(bench: Bench, shape: tuple[int, int, int], row: str) -> None:
     K, H, W = shape[0], *bench.size(*shape[1:])
     logits = inputs.logits(K, H, W, count=T)
+    h, w = logits.shape[-2:]
     label = inputs.predictions(K, H, W, count=T, seed=1)[1].clone()
     label[:, ::7] = 255
-    bench.case("segmentation_sums", f"K={K} T={T} {H}×{W}", work.segmentation_loss(K, T, *logits.shape[-2:], H, W))
+    bench.case("segmentation_sums", f"K={K} T={T} {H}×{W}", work.segmentation_loss(K, T, h, w, H, W))
     bench.time(ROWS, logits, label, atol=1e-4)

@@ -96,7 +96,7 @@ def test_by_hand(backend: Backend) -> None:
         assert got.square.tolist() == [pytest.approx([3 * 0.5625, 3 * 0.0625])]
         assert got.entropy.tolist() == pytest.approx([entropy])
         assert got.uniform.tolist() == pytest.approx([-1.5 * (math.log(0.75) + math.log(0.25))])
-        assert got.count.tolist() == [[2, 1]]
+        assert got.labelled.tolist() == [[2, 1]]
         assert got.unlabelled.tolist() == [1]
 
 

@@ -22,7 +22,7 @@ def select(sums: SegmentationSums, frames: slice) -> SegmentationSums:
 
 def cross_entropy(sums: SegmentationSums) -> Tensor:
     """`vda.losses.cross_entropy` of these frames; the segmentation term of Eq. 9 and 12."""
-    return sums.cross_entropy.sum() / sums.count.sum().clamp(min=1)
+    return sums.cross_entropy.sum() / sums.labelled.sum().clamp(min=1)
 
 
 def tube_loss(sums: SegmentationSums, *, length: int, reduction: Reduction = "sum") -> Tensor:
@@ -31,10 +31,10 @@ def tube_loss(sums: SegmentationSums, *, length: int, reduction: Reduction = "su
     Raises:
         ValueError: a length that does not divide the number of frames, or an unknown reduction.
     """
-    N = len(sums.count)
+    N = len(sums.labelled)
     if length < 1 or N % length:
         raise ValueError(f"length: wanted a divisor of the number of frames, {N}, got {length}")
-    tubes = (x.unflatten(0, (-1, length)).sum(1) for x in (sums.overlap, sums.square, sums.count))
+    tubes = (x.unflatten(0, (-1, length)).sum(1) for x in (sums.overlap, sums.square, sums.labelled))
     return dice_loss(*tubes, reduction=reduction)
 
 
@@ -45,12 +45,12 @@ def frame_loss(sums: SegmentationSums, *, reduction: Reduction = "sum") -> Tenso
 
 def iast_regulariser(sums: SegmentationSums, *, entropy_weight: float = 3.0, kld_weight: float = 0.1) -> Tensor:
     """`vda.losses.iast_regulariser` of these frames (Eq. 12)."""
-    K = sums.count.shape[1]
+    K = sums.labelled.shape[1]
     sharpen = sums.entropy.sum() / (K * sums.unlabelled.sum()).clamp(min=1)
-    smooth = sums.uniform.sum() / (K * sums.count.sum()).clamp(min=1)
+    smooth = sums.uniform.sum() / (K * sums.labelled.sum()).clamp(min=1)
     return entropy_weight * sharpen + kld_weight * smooth
 
 
 def mrkld(sums: SegmentationSums) -> Tensor:
     """`vda.losses.mrkld` of these frames."""
-    return sums.uniform.sum() / sums.count.sum().clamp(min=1)
+    return sums.uniform.sum() / sums.labelled.sum().clamp(min=1)

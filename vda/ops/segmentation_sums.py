@@ -36,7 +36,7 @@ class SegmentationSums(NamedTuple):
     """[N], unlabelled pixels, -sum_k P_k log P_k."""
     uniform: Tensor
     """[N], labelled pixels, -(1/K) sum_k log P_k."""
-    count: Tensor
+    labelled: Tensor
     """[N, K] int64, labelled pixels of each class."""
     unlabelled: Tensor
     """[N] int64, pixels without a label."""
@@ -110,7 +110,8 @@ def segmentation_sums(logits: Tensor, labels: Tensor, *, align_corners: bool = T
     _lib.check_devices(logits=logits, labels=labels)
     if _lib.use_reference(logits):
         return segmentation_sums_reference(logits, labels, align_corners=align_corners)
-    return _named(*_segmentation_sums_op(logits, labels, align_corners), labels)
+    sums, count = _segmentation_sums_op(logits, labels, align_corners)
+    return _named(sums, count, labels)
 
 
 def _check_values(labels: Tensor, K: int) -> None:
