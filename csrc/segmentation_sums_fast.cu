@@ -10,11 +10,12 @@
 // through shared memory and go to the workspace, from where a second kernel collects the at most four tiles
 // that a low-resolution pixel lies under. No atomics; every sum is made in a fixed order.
 //
-// Per pixel with K = 15 (padded to 16) and logits at 1/8: forward 15 ex2, about 13 instructions a class and
-// 45 besides, 240 in all, backward about 23 a class, 400 in all; 1 byte of device memory for the label, and 4
-// K (1 + 1/8) / 64 bytes, 1.1, for the logits. For two frames of 512 x 1024 on 132 multiprocessors at 1.83
-// GHz that is 8.1 us of issue slots (4 warps a clock) forward and 14 us backward, against 0.5 us of device
-// memory at 4.3 TB/s: both are bound by arithmetic. These are counts made by hand; no GPU has timed them yet.
+// Per pixel with K = 15 and logits at 1/8, counted in the PTX code for 9.0: forward 15 ex2, 14 instructions a
+// class and some 70 besides, 280 in all; backward 26 a class, 490 in all, 35 of them to add up the columns; 1
+// byte of device memory for the label and about 1 for the logits. For two frames of 512 x 1024 on 132
+// multiprocessors at 1.83 GHz that is 10 us of issue slots (4 warps a clock) forward and 17 us backward,
+// against 0.5 us of device memory at 4.3 TB/s: arithmetic is the bound. Registers (128 and 168) leave room for
+// four and three blocks a multiprocessor. No GPU has timed them yet.
 #include "fast_math.cuh"
 #include "segmentation_sums.cuh"
 
