@@ -14,8 +14,8 @@
 // class and some 70 besides, 280 in all; backward 26 a class, 490 in all, 35 of them to add up the columns; 1
 // byte of device memory for the label and about 1 for the logits. For two frames of 512 x 1024 on 132
 // multiprocessors at 1.83 GHz that is 10 us of issue slots (4 warps a clock) forward and 17 us backward,
-// against 0.5 us of device memory at 4.3 TB/s: arithmetic is the bound. Registers (128 and 168) leave room for
-// four and three blocks a multiprocessor. No GPU has timed them yet.
+// against 0.5 us of device memory at 4.3 TB/s: arithmetic is the bound. Registers (128 and 168) leave room
+// for four and three blocks a multiprocessor. No GPU has timed them yet.
 #include "fast_math.cuh"
 #include "segmentation_sums.cuh"
 
