@@ -10,17 +10,16 @@ namespace {
 
 using Params = SegmentationSumsParams;
 
-// The sum over a block of 256 threads, a tree; in all threads.
+// The sum over a block, in the first warp: its lanes add a value of every warp each, then a tree.
 template <typename A>
 __device__ A block_sum(A value, A* shared) {
     __syncthreads();
     shared[threadIdx.x] = value;
     __syncthreads();
-    for (unsigned step = kBlockPixels / 2; step > 0; step /= 2) {
-        if (threadIdx.x < step) shared[threadIdx.x] += shared[threadIdx.x + step];
-        __syncthreads();
-    }
-    return shared[0];
+    if (threadIdx.x >= 32) return value;
+    for (int i = int(threadIdx.x) + 32; i < kBlockPixels; i += 32) value += shared[i];
+    for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(0xffffffffu, value, step);
+    return value;
 }
 
 template <typename T>
