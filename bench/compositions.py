@@ -112,6 +112,15 @@ def probabilities(logits: Tensor, H: int, W: int) -> Tensor:
     return F.interpolate(logits, (H, W), mode="bilinear", align_corners=True).softmax(1)
 
 
+def segmentation_loss(logits: Tensor, label: Tensor) -> Tensor:
+    """Cross entropy and dice of a tube of all N frames, from logits [N, K, h, w] and labels [N, H, W]."""
+    z = F.interpolate(logits, label.shape[1:], mode="bilinear", align_corners=True)
+    hot = F.one_hot(label.where(label != 255, z.shape[1]).long(), z.shape[1] + 1)[..., :-1].movedim(-1, 1)
+    p, q = z.softmax(1) * hot.sum(1, keepdim=True), hot.to(z.dtype)
+    dice = 2 * (p * q).sum((0, 2, 3)) / (p.square().sum((0, 2, 3)) + q.sum((0, 2, 3)) + 1e-6)
+    return F.cross_entropy(z, label.long(), ignore_index=255) + (1 - dice).sum()
+
+
 def labels(
     probs: Tensor, neighbour_probs: Tensor, flows: Tensor, frame: Tensor, neighbour_frames: Tensor, alpha: float
 ) -> tuple[Tensor, Tensor]:

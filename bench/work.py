@@ -87,6 +87,15 @@ def aggregate_labels(K: int, J: int, h: int, w: int, H: int, W: int) -> Work:
     return Work(flop, 4 * K * h * w * (J + 1) + H * W * (8 * J + 12 * (J + 1) + 3))
 
 
+def segmentation_loss(K: int, N: int, h: int, w: int, H: int, W: int) -> Work:
+    """Logits of h x w and labels in, the gradient of the logits out.
+
+    Per pixel and class, 6 operations of upsampling and 3 of softmax, as if it were evaluated once, 4 of the sums, 6 of
+    the gradient and 6 of the way back through the upsampling.
+    """
+    return Work(N * H * W * K * 25, N * (4 * 2 * K * h * w + H * W))
+
+
 def class_thresholds(pixels: int, element: int) -> Work:
     """Confidence and label in, K numbers out."""
     return Work(0, pixels * (element + 1))

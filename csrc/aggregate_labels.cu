@@ -265,13 +265,6 @@ __global__ void __launch_bounds__(kThreads, kBlocks) aggregate_labels_tile_kerne
 
 // ---- launching ----
 
-// Low-resolution pixels under n pixels, at most: positions are rounded, by less than 1/64 as long as there
-// are no more than kMostLogits.
-constexpr int kMostLogits = 1 << 16;
-int pixels_under(const Axis& axis, int n) {
-    return std::min(axis.last + 2, int(axis.scale * float(n - 1) + 1.0f / 64.0f) + 3);
-}
-
 Layout layout_of(const AggregateLabelsParams& p, const Axis& axis_y, const Axis& axis_x) {
     const int J = p.near.neighbours;
     const bool many = p.classes > kClasses;  // the whole of every source is known before its parts
@@ -337,8 +330,8 @@ int aggregate_labels_cuda(const AggregateLabelsParams& p, void* stream) {
     if (code != cudaSuccess) return code;
     const int64_t down = ceil_div(p.near.height, kTileY);
     // The logits of far more pixels than the result has do not fit.
-    if (work.layout.bytes > most || !in_32_bits(p) || std::max(p.logit_height, p.logit_width) > kMostLogits ||
-        std::max(down, p.batch) > kMaxGridYZ)
+    if (work.layout.bytes > most || !in_32_bits(p) ||
+        std::max(p.logit_height, p.logit_width) > kMostUpsampled || std::max(down, p.batch) > kMaxGridYZ)
         return aggregate_labels_naive_cuda(p, stream);
     const auto kernel =
         p.classes > kClasses ? aggregate_labels_tile_kernel<true> : aggregate_labels_tile_kernel<false>;

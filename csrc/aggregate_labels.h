@@ -5,6 +5,7 @@
 
 #include "sighting.h"
 #include "thresholds.h"
+#include "upsampling.h"
 #include "warp.h"
 
 namespace vda {
@@ -32,47 +33,6 @@ int64_t aggregate_labels_workspace(const AggregateLabelsParams& p, int threads);
 int aggregate_labels_cpu(const AggregateLabelsParams& p, int threads);
 int aggregate_labels_cuda(const AggregateLabelsParams& p, void* stream);
 int aggregate_labels_naive_cuda(const AggregateLabelsParams& p, void* stream);
-
-// Bilinear upsampling along one axis, as torch's: pixel i of `to` lies at source pixel scale * i + shift, at
-// least 0.
-struct Axis {
-    float scale, shift;
-    int last;  // of the source
-};
-
-VDA_HD Axis upsampling_axis(int from, int to, bool align_corners) {
-    if (align_corners) return {to > 1 ? float(from - 1) / float(to - 1) : 0.0f, 0.0f, from - 1};
-    const float scale = float(from) / float(to);
-    return {scale, 0.5f * scale - 0.5f, from - 1};
-}
-
-// The two source pixels of pixel i, and the share of the second.
-struct Between {
-    int low, high;
-    float share;
-};
-
-VDA_HD Between between(const Axis& axis, int i) {
-    const float unlimited = axis.scale * float(i) + axis.shift, last = float(axis.last);
-    const float at = unlimited > 0.0f ? (unlimited < last ? unlimited : last) : 0.0f;
-    const int low = int(at);
-    const float share = at - float(low);
-    return {low, low < axis.last ? low + 1 : low, share};
-}
-
-VDA_HD float mixed(float low, float high, float share) {  // what has no share may be infinite
-    return share > 0.0f ? (1.0f - share) * low + share * high : low;
-}
-
-// One logit of one full-resolution pixel.
-template <typename T>
-VDA_HD float upsampled(const T* plane, const int64_t stride[4], const Between& y, const Between& x) {
-    const T* top = plane + y.low * stride[2];
-    const T* bottom = plane + y.high * stride[2];
-    return mixed(mixed(load(top + x.low * stride[3]), load(top + x.high * stride[3]), x.share),
-                 mixed(load(bottom + x.low * stride[3]), load(bottom + x.high * stride[3]), x.share),
-                 y.share);
-}
 
 // A pixel whose softmax enters the sum, with the factor that it enters with: the pixel itself, or a tap in a
 // neighbour.

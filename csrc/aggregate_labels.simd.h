@@ -2,39 +2,9 @@
 // nearly all taps, so the softmax of a neighbour is evaluated once for every pixel of the box that holds the
 // taps of a tile, some 1.4 times per pixel of the result instead of 4 times, and never leaves the cache.
 
+#include "upsampling.simd.h"
+
 // ---- softmax of a strip of full-resolution pixels ----
-
-// Their source columns, for one row of logits.
-struct Columns {
-    Ints low, high;  // relative to `first`
-    Floats share;    // of the high one
-    int first;
-    bool window;  // all lie in 2 * kLanes columns from `first` on
-};
-
-VDA_INLINE Columns columns_of(const Axis& axis, int x0) {
-    const Floats unlimited = axis.scale * to_floats(iota(x0)) + axis.shift;
-    const Floats at = smaller(larger(unlimited, Floats{}), splat(float(axis.last)));
-    const Ints low = truncated(at);
-    const Floats share = at - to_floats(low);
-    const Ints high = low < axis.last ? low + 1 : low;
-    const bool window = high[kLanes - 1] - low[0] < 2 * kLanes;
-    const int first = window ? low[0] : 0;
-    return {low - first, high - first, share, first, window};
-}
-
-// 2^x for x <= 0 within 2e-7 of it, 2^-126 for everything below; NaN stays NaN.
-VDA_INLINE Floats power_of_two(Floats x) {
-    constexpr float kMagic = 12582912.0f + 127.0f;  // see rounded(); the sum ends in the bits of n + 127
-    x = larger(splat(-126.0f), x);
-    const Floats sum = x + kMagic, r = x - (sum - kMagic);
-    Floats p = 1.326472731e-3f * r + 9.671512991e-3f;  // minimax on [-1/2, 1/2], 1 at 0
-    p = p * r + 5.550733581e-2f;
-    p = p * r + 2.402224243e-1f;
-    p = p * r + 6.931470037e-1f;
-    p = p * r + 1.0f;
-    return p * reinterpret<Floats>(reinterpret<Ints>(sum) << 23);
-}
 
 // lines [K, width]: the logits of one full-resolution row, upsampled along y only, times log2(e). The
 // probabilities go to `to`, those of a class `step` elements after the class before; work [K] is overwritten.
@@ -42,16 +12,7 @@ VDA_INLINE void softmax_strip(const float* lines, int64_t width, int classes, co
                               float* to, int64_t step) {
     Floats most = splat(-INFINITY);
     for (int k = 0; k < classes; ++k, lines += width) {
-        Floats low, high;
-        if (at.window) {
-            const Floats a = load_lanes(lines + at.first), b = load_lanes(lines + at.first + kLanes);
-            low = permuted(a, b, at.low);
-            high = permuted(a, b, at.high);
-        } else {
-            low = gathered(lines, Ints{}, at.low, 0, 1);
-            high = gathered(lines, Ints{}, at.high, 0, 1);
-        }
-        work[k] = at.share > 0.0f ? (1.0f - at.share) * low + at.share * high : low;  // see mixed()
+        work[k] = upsampled(lines, at);
         most = larger(most, work[k]);
     }
     Floats sum{};
@@ -61,26 +22,6 @@ VDA_INLINE void softmax_strip(const float* lines, int64_t width, int classes, co
     }
     const Floats factor = 1.0f / sum;
     for (int k = 0; k < classes; ++k) store_lanes(to + k * step, work[k] * factor);
-}
-
-// Fills lines for row y, source columns [begin, end), times log2(e); logits [K, h, w] contiguous.
-VDA_INLINE void upsample_rows(const AggregateLabelsParams& p, const float* logits, const Between& y,
-                              int begin, int end, float* lines, int64_t width) {
-    constexpr float kLog2e = 1.44269504f;
-    const int w = p.logit_width;
-    const int64_t plane = int64_t(p.logit_height) * w;
-    for (int k = 0; k < p.classes; ++k, lines += width) {
-        const float* top = logits + k * plane + int64_t(y.low) * w;
-        const float* bottom = logits + k * plane + int64_t(y.high) * w;
-        int x = begin;
-        for (; x < end && w >= kLanes; x += kLanes) {
-            const int from = x < w - kLanes ? x : w - kLanes;
-            const Floats low = load_lanes(top + from), high = load_lanes(bottom + from);
-            store_lanes(lines + from,
-                        kLog2e * (y.share > 0.0f ? (1.0f - y.share) * low + y.share * high : low));
-        }
-        for (; x < end; ++x) lines[x] = kLog2e * mixed(top[x], bottom[x], y.share);
-    }
 }
 
 // ---- boxes ----
@@ -128,7 +69,8 @@ VDA_INLINE void fill(const AggregateLabelsParams& p, const float* logits, const 
               end = between(axis_x, box.column + box.columns - 1).high + 1;
     Floats work[256];
     for (int r = 0; r < box.rows; ++r) {
-        upsample_rows(p, logits, between(axis_y, box.row + r), begin, end, scratch.lines, width);
+        upsample_rows(logits, p.classes, p.logit_height, p.logit_width, between(axis_y, box.row + r), begin,
+                      end, scratch.lines, width);
         for (int c = 0; c < box.columns; c += kLanes) {
             softmax_strip(scratch.lines, width, p.classes, columns_of(axis_x, box.column + c), work,
                           probs + int64_t(r) * box.columns + c, int64_t(box.rows) * box.columns);
@@ -210,7 +152,9 @@ void aggregate_labels_tile(const AggregateLabelsParams& p, const Tile& tile, con
     Floats sum[256];
     int filled = -1;  // row that the lines hold
     for_tile_strips(tile, W, [&](int y, int x, int i) VDA_INLINED {
-        if (y != filled) upsample_rows(p, own, between(axis_y, y), begin, end, scratch.lines, width);
+        if (y != filled)
+            upsample_rows(own, p.classes, p.logit_height, p.logit_width, between(axis_y, y), begin, end,
+                          scratch.lines, width);
         filled = y;
         softmax_strip(scratch.lines, width, p.classes, columns_of(axis_x, x), sum,
                       reinterpret_cast<float*>(sum), kLanes);

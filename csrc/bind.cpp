@@ -15,6 +15,7 @@
 #include "common.h"
 #include "consensus.h"
 #include "correlation.h"
+#include "segmentation_sums.h"
 #include "thresholds.h"
 #include "warp.h"
 #if defined(VDA_WITH_CUDA)
@@ -195,7 +196,8 @@ void def(py::module_& m, const char* name, Launchers<Params> launchers, const Me
 // m.<name>_workspace(device, threads, **members): bytes that the workspace of such a call has to have.
 template <typename Params, typename Members>
 void def_workspace(py::module_& m, const std::string& name, int64_t (*cpu)(const Params&, int threads),
-                   int64_t (*cuda)(const Params&), const Members& members) {
+                   int64_t (*cuda)(const Params&), const Members& members,
+                   int64_t (*naive)(const Params&) = nullptr) {
     m.def((name + "_workspace").c_str(),
           [=](const std::string& device, int threads, const py::kwargs& given) -> int64_t {
               Params p{};
@@ -203,7 +205,8 @@ void def_workspace(py::module_& m, const std::string& name, int64_t (*cpu)(const
               members(fields, p);
               fields.done();
               if (device == "cpu") return cpu(p, threads);
-              return device == "cuda" && cuda != nullptr ? cuda(p) : 0;  // the readable kernels need none
+              const auto size = device == "cuda" ? cuda : naive;  // most readable kernels need none
+              return size != nullptr ? size(p) : 0;
           });
 }
 
@@ -361,4 +364,33 @@ PYBIND11_MODULE(_C, m) {
                              f("theta", p.theta)("reference_theta", p.reference_theta);
                              f("classes", p.classes)("inclusive", p.inclusive);
                          });
+
+    // ---- segmentation_sums ----
+    const auto segmentation_frames = [](Fields& f, SegmentationSumsParams& p) {
+        f("logits", p.logits)("label", p.label)("workspace", p.workspace)("batch", p.batch);
+        f("classes", p.classes)("height", p.height)("width", p.width)("logit_height", p.logit_height);
+        f("logit_width", p.logit_width)("dtype", p.dtype)("align_corners", p.align_corners);
+    };
+    const auto segmentation_sums = [=](Fields& f, SegmentationSumsParams& p) {
+        segmentation_frames(f, p);
+        f("sums", p.sums)("count", p.count);
+    };
+    const auto segmentation_sums_backward = [=](Fields& f, SegmentationSumsParams& p) {
+        segmentation_frames(f, p);
+        f("grad", p.grad)("grad_logits", p.grad_logits);
+    };
+    using Sums = Launchers<SegmentationSumsParams>;
+    def(m, "segmentation_sums",
+        Sums{segmentation_sums_cpu, VDA_CUDA(segmentation_sums_cuda, segmentation_sums_naive_cuda)},
+        segmentation_sums);
+    def(m, "segmentation_sums_backward",
+        Sums{segmentation_sums_backward_cpu,
+             VDA_CUDA(segmentation_sums_backward_cuda, segmentation_sums_backward_naive_cuda)},
+        segmentation_sums_backward);
+    def_workspace<SegmentationSumsParams>(m, "segmentation_sums", segmentation_sums_workspace,
+                                          VDA_CUDA(segmentation_sums_workspace_cuda), segmentation_sums,
+                                          VDA_CUDA(segmentation_sums_workspace_cuda));
+    def_workspace<SegmentationSumsParams>(
+        m, "segmentation_sums_backward", segmentation_sums_backward_workspace,
+        VDA_CUDA(segmentation_sums_backward_workspace_cuda), segmentation_sums_backward);
 }

@@ -171,6 +171,12 @@ def _consensus_of_predictions(B: int, H: int, W: int) -> Call:
     return replace(call, tensors={**call.tensors, **members}, optional=optional)
 
 
+def _segmentation_sums(B: int, H: int, W: int) -> Call:
+    labels = _labels(B, H, W)
+    tensors = {"logits": torch.randn(B, K, H // 2 + 1, W // 2 + 1), "labels": torch.where(labels == K, 255, labels)}
+    return Call("segmentation_sums", ops.segmentation_sums, tensors, gradients=("logits",))
+
+
 CALLS: dict[str, Callable[[int, int, int], Call]] = {
     "aggregate": _aggregate,
     "aggregate_labels": _aggregate_labels,
@@ -182,6 +188,7 @@ CALLS: dict[str, Callable[[int, int, int], Call]] = {
     "consensus": _consensus,
     "consensus of predictions": _consensus_of_predictions,
     "correlation": _correlation,
+    "segmentation_sums": _segmentation_sums,
     "warp": _warp,
     "warp of labels": _warp_labels,
     "warp_occlusion": _warp_occlusion,

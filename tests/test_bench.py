@@ -42,7 +42,7 @@ def test_every_row_agrees_with_ours(checked: list[dict[str, Any]]) -> None:
         assert row["note"] == table.AGREES or any(why in row["note"] for why in absent), row
     found = Counter(row["row"] for row in checked if row["note"] == table.AGREES and row["op"] != "loader camvid")
     # operators, pseudo labels, loaders, forms of files, the transfer of FDA, scoring
-    assert (found["ours"], found["torch"]) == (21 + 12 + 4 + 5 + 1 + 3, 20)
+    assert (found["ours"], found["torch"]) == (22 + 12 + 4 + 5 + 1 + 3, 20)
     assert found["cv2.remap"] == found["OpenCV"] == found["banded bmm"] == 3
     assert found["torch.kthvalue"] == 2
     assert found["torch.rfft2"] == 3
@@ -133,6 +133,8 @@ def test_bytes_are_those_of_inputs_and_outputs() -> None:
     assert work.aggregate(K, J, H, W).nbytes == nbytes(*probs, *flows, *frames, probs[0])
     logits = [torch.zeros(K, 1, 2)] * (J + 1)
     assert work.aggregate_labels(K, J, 1, 2, H, W).nbytes == nbytes(*logits, *flows, *frames, label, half)
+    frames_labels = [torch.zeros(2, K, 1, 2), torch.zeros(2, H, W, dtype=torch.uint8), torch.zeros(2, K, 1, 2)]
+    assert work.segmentation_loss(K, 2, 1, 2, H, W).nbytes == nbytes(*frames_labels)
     assert work.transfer_spectrum(3, H, W).nbytes == nbytes(image, image, image)
     assert work.joint_histogram(H * W).nbytes == nbytes(label, label)
     assert work.dis(H, W).nbytes == nbytes(label, label, label, label, label, label, flow)

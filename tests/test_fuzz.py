@@ -12,10 +12,13 @@ from types import ModuleType
 
 import pytest
 from fuzz_cases import FUZZ, Draw
+from fuzz_segmentation import FUZZ_SEGMENTATION
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vda.ops import OPS, _lib
+
+CASES = FUZZ | FUZZ_SEGMENTATION
 
 
 @contextlib.contextmanager
@@ -40,7 +43,7 @@ def fuzz(name: str, shim: ModuleType, examples: int) -> None:
     )
     @given(st.data())
     def run(data: st.DataObject) -> None:
-        case = FUZZ[name](Draw(data))
+        case = CASES[name](Draw(data))
         for which in ("", "baseline") if case.cpu_only else ("", "baseline", "shim"):
             with kernels(which, shim):
                 got = case.run()
@@ -50,16 +53,16 @@ def fuzz(name: str, shim: ModuleType, examples: int) -> None:
 
 
 def test_every_op_is_fuzzed() -> None:
-    assert {name.removesuffix("_gradients") for name in FUZZ} == set(OPS)
+    assert {name.removesuffix("_gradients") for name in CASES} == set(OPS)
 
 
-@pytest.mark.parametrize("name", FUZZ)
+@pytest.mark.parametrize("name", CASES)
 def test_fuzz(name: str, shim_module: ModuleType) -> None:
     fuzz(name, shim_module, examples=60)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize("name", FUZZ)
+@pytest.mark.parametrize("name", CASES)
 def test_fuzz_at_length(name: str, shim_module: ModuleType) -> None:
     fuzz(name, shim_module, examples=3000)

@@ -68,24 +68,32 @@ def tube_loss(
     """
     if probs.ndim != 5:
         raise ValueError(f"probs: wanted [N, K, T, H, W], got {list(probs.shape)}")
-    if reduction not in ("sum", "mean", "present"):
-        raise ValueError(f"reduction: wanted sum, mean or present, got {reduction!r}")
     _check_labels(probs, labels, "probs")
     valid = labels != ignore_index
-    losses, shown = [], []
+    overlap, square, count = [], [], []
     # Class by class: besides the probabilities one mask a class is kept for the way back, no one-hot tensor.
     for k, plane in enumerate(probs.unbind(1)):
         p = _wide(plane)
         hit = labels == k
-        overlap = (p * hit).sum((1, 2, 3))
-        size = hit.sum((1, 2, 3))
-        losses.append(1 - 2 * overlap / ((p.square() * valid).sum((1, 2, 3)) + size + eps))
-        shown.append(size > 0)
-    loss, present = torch.stack(losses, 1), torch.stack(shown, 1)
+        overlap.append((p * hit).sum((1, 2, 3)))
+        square.append((p.square() * valid).sum((1, 2, 3)))
+        count.append(hit.sum((1, 2, 3)))
+    sums = (torch.stack(x, 1) for x in (overlap, square, count))
+    return dice_loss(*sums, reduction=reduction, eps=eps)
+
+
+def dice_loss(
+    overlap: Tensor, square: Tensor, count: Tensor, *, reduction: Reduction = "sum", eps: float = 1e-6
+) -> Tensor:
+    """`tube_loss` from its sums [N, K]: sum(p q), sum p^2 and sum q^2, which is the number of pixels of each class."""
+    if reduction not in ("sum", "mean", "present"):
+        raise ValueError(f"reduction: wanted sum, mean or present, got {reduction!r}")
+    loss = 1 - 2 * overlap / (square + count + eps)
     if reduction == "sum":
         return loss.sum(1).mean()
     if reduction == "mean":
         return loss.mean()
+    present = count > 0
     return ((loss * present).sum(1) / present.sum(1).clamp(min=1)).mean()
 
 

@@ -45,6 +45,8 @@ def check_ops(path: Path | None) -> None:
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         for way in ways:
             correlation_gradients(way, dtype)
+    for way in ways:
+        segmentation_gradients(way)
     print("every op checked")
 
 
@@ -130,6 +132,12 @@ def check_size(ways: Sequence[Way], H: int, W: int) -> None:
             for predictions in (None, ops.Predictions(*torch.rand(2, 2, H, W).to(dtype), torch.rand(3)))
         ],
         "correlation": lambda dtype: [(image(19, dtype), image(19, dtype), {"max_displacement": 4})],
+        # 23: another kernel than of 5; 33: more classes than the fast CUDA kernels hold. All in float32 inside.
+        "segmentation_sums": lambda dtype: [
+            (layouts(torch.rand(2, classes, 3, 5).to(dtype))[layout], labels(layout), {})
+            for classes, layout in ((5, 0), (23, 2), (33, 3))
+            if classes == 5 or dtype == torch.float32
+        ],
         "warp": warp_case,
         "warp_occlusion": lambda dtype: [(image(3, dtype), image(3, dtype), flow(2), {"alpha": 2.0})],
     }
@@ -178,6 +186,30 @@ def correlation_gradients(way: Way, dtype: torch.dtype) -> None:
         for mine, wanted in zip(*results, strict=True):
             torch.testing.assert_close(mine, wanted, atol=5e-2, rtol=5e-2)
     torch.backends.cuda.matmul.fp32_precision = "ieee"
+
+
+def segmentation_gradients(way: Way) -> None:
+    """Two by two CUDA tiles; more classes than their kernels hold; float64."""
+    import torch
+
+    from vda import ops
+
+    for classes, dtype, size in (
+        (5, torch.float32, (18, 130)),
+        (23, torch.float32, (18, 130)),
+        (33, torch.float32, (5, 9)),
+        (3, torch.float64, (5, 9)),
+    ):
+        labels = torch.randint(0, classes, (1, *size), dtype=torch.uint8)
+        results = []
+        for op in (ops.segmentation_sums, ops.segmentation_sums_reference):
+            torch.manual_seed(classes)
+            logits = torch.rand(1, classes, 3, 7, dtype=dtype, requires_grad=True)
+            with way():
+                sums = op(logits, labels)
+                (sums.square.sum() + sums.overlap[:, 1].sum()).backward()
+            results.append(logits.grad)
+        torch.testing.assert_close(*results, atol=1e-3, rtol=1e-3)
 
 
 def gradients(way: Way, H: int, W: int) -> None:

@@ -111,11 +111,6 @@ def full_logits(network: nn.Module, images: Tensor) -> Tensor:
     return upsample(network(images), (images.shape[-2], images.shape[-1]))
 
 
-def tube_logits(network: nn.Module, frames: Tensor) -> Tensor:
-    """Each frame of [B, T, 3, H, W] through the image network: logits [B, T, K, H, W] at the size of the frames."""
-    return full_logits(network, frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
-
-
 @contextmanager
 def untracked(network: nn.Module) -> Iterator[None]:
     """Inside, batch norm leaves its running statistics alone.

@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from vda.data.tubes import Batch
-from vda.losses import cross_entropy
-from vda.methods.base import Losses, frame_labels, frames, full_logits
+from vda.fused import cross_entropy
+from vda.methods.base import Losses, frame_labels, frames
 from vda.methods.self_training import RegularisedSettings, TargetTraining
+from vda.ops import segmentation_sums
 from vda.options import Pseudo
 
 
@@ -36,6 +37,6 @@ class IAST(TargetTraining):
     settings_type = IASTSettings
 
     def losses(self, source: Batch | None, target: Batch) -> Iterator[Losses]:
-        logits, labels = full_logits(self.network, frames(target)), frame_labels(target)
-        yield {"seg": cross_entropy(logits, labels), "reg": self.regulariser(logits, labels)}
+        sums = segmentation_sums(self.network(frames(target)), frame_labels(target))
+        yield {"seg": cross_entropy(sums), "reg": self.regulariser(sums)}
         yield from self.source_losses(source)

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from vda.data.transforms import Augment
 from vda.data.tubes import Batch, Samples, true_labels
-from vda.losses import cross_entropy, iast_regulariser
+from vda.fused import iast_regulariser
+from vda.losses import cross_entropy
 from vda.methods.base import Losses, Method, Round, Settings, frame_labels, frames, full_logits, untracked
+from vda.ops import SegmentationSums
 from vda.options import Optimiser, Pseudo, wanted
 from vda.pseudo import PseudoLabels
 
@@ -107,10 +109,10 @@ class TargetTraining(SelfTraining):
         super().__init__(network)
         self.settings = settings
 
-    def regulariser(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def regulariser(self, sums: SegmentationSums) -> Tensor:
         """L_reg of Eq. 5 and 12."""
         weights = self.settings
-        return iast_regulariser(logits, labels, entropy_weight=weights.entropy_weight, kld_weight=weights.kld_weight)
+        return iast_regulariser(sums, entropy_weight=weights.entropy_weight, kld_weight=weights.kld_weight)
 
     def source_losses(self, source: Batch | None) -> Iterator[Losses]:
         """The cross entropy on the source, where it has a weight."""

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor, nn
 
 from vda.data.tubes import Batch, true_labels
-from vda.losses import cross_entropy, frame_loss, tube_loss
+from vda.fused import cross_entropy, frame_loss, select, tube_loss
 from vda.methods.adversarial import AdversarialSettings, Contest, contest
-from vda.methods.base import Losses, Method, Round, tube_labels, tube_logits, untracked, wants_tubes
-from vda.models import ImageDiscriminator, SequenceDiscriminator
+from vda.methods.base import Losses, Method, Round, tube_labels, untracked, wants_tubes
+from vda.models import ImageDiscriminator, SequenceDiscriminator, upsample
+from vda.ops import SegmentationSums, segmentation_sums
 
 if TYPE_CHECKING:
     from vda.run import Run
@@ -59,21 +60,20 @@ class VAT(Method):
         labels = tube_labels(source)  # [B, T, H, W]
         alone = not self.discriminators  # then no target frame is seen, and statistics follow the source
         with nullcontext() if alone else untracked(self.network):
-            logits = tube_logits(self.network, source.frames)  # [B, T, K, H, W]
-        source_tube = logits.softmax(2).transpose(1, 2)  # U~_S, [B, K, T, H, W]
-        yield self._supervised(logits, source_tube, labels)
+            logits = self.network(source.frames.flatten(0, 1))  # [B T, K, h, w]
+        yield self._supervised(segmentation_sums(logits, labels.flatten(0, 1)), labels.shape[1])
 
         for discriminator in self.discriminators.values():
-            target_tube = tube_logits(self.network, target.frames).softmax(2).transpose(1, 2)
-            maps = self._view(source_tube.detach()), self._view(target_tube)
+            target_tube = soft_tube(self.network(target.frames.flatten(0, 1)), target.frames)
+            maps = self._view(soft_tube(logits.detach(), source.frames)), self._view(target_tube)
             yield from contest({"": Contest(discriminator, *maps, self.settings.lambda_adv)}, self.settings.gan)
 
-    def _supervised(self, logits: Tensor, tube: Tensor, labels: Tensor) -> Losses:
+    def _supervised(self, sums: SegmentationSums, length: int) -> Losses:
         # Eq. 9 adds the mean cross entropies of the frames, it does not average them.
-        losses = {"seg": sum(cross_entropy(logits[:, t], labels[:, t]) for t in range(labels.shape[1]))}
+        losses = {"seg": sum(cross_entropy(select(sums, slice(t, None, length))) for t in range(length))}
         if self.settings.tube != "none":
-            tube_or_frame = tube_loss if self.settings.tube == "tube" else frame_loss
-            losses["tube"] = self.settings.tube_weight * tube_or_frame(tube, labels)
+            tube = tube_loss(sums, length=length) if self.settings.tube == "tube" else frame_loss(sums)
+            losses["tube"] = self.settings.tube_weight * tube
         return losses  # type: ignore[return-value]
 
     def _view(self, tube: Tensor) -> Tensor:
@@ -89,3 +89,9 @@ class VAT(Method):
     @classmethod
     def check(cls, run: Run, settings: Any) -> None:
         wants_tubes(run, "vat")
+
+
+def soft_tube(logits: Tensor, frames: Tensor) -> Tensor:
+    """U~, the softmax of each frame of [B, T, 3, H, W]: from logits [B T, K, h, w] to [B, K, T, H, W]."""
+    maps = upsample(logits, (frames.shape[-2], frames.shape[-1])).softmax(1)
+    return maps.unflatten(0, frames.shape[:2]).transpose(1, 2)

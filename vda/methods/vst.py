@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from vda.data.tubes import Batch, Samples, Tubes
-from vda.losses import cross_entropy
-from vda.methods.base import Losses, tube_labels, tube_logits, wants_tubes
+from vda.fused import cross_entropy, select
+from vda.methods.base import Losses, tube_labels, wants_tubes
 from vda.methods.self_training import Labelled, RegularisedSettings, TargetTraining
 from vda.occlusion import visible
-from vda.ops import consensus
+from vda.ops import consensus, segmentation_sums
 from vda.options import Occlusion, Pseudo
 
 if TYPE_CHECKING:
@@ -54,11 +54,11 @@ class VST(TargetTraining):
 
     def losses(self, source: Batch | None, target: Batch) -> Iterator[Losses]:
         labels = refine(target, self.settings.refine, self.occlusion)
-        logits = tube_logits(self.network, target.frames)
-        frames = [(logits[:, t], labels[:, t]) for t in range(labels.shape[1])]
+        sums = segmentation_sums(self.network(target.frames.flatten(0, 1)), labels.flatten(0, 1))
+        frames = [select(sums, slice(t, None, labels.shape[1])) for t in range(labels.shape[1])]
         yield {  # Eq. 12 adds the losses of the frames, it does not average them
-            "seg": torch.stack([cross_entropy(*frame) for frame in frames]).sum(),
-            "reg": self.settings.lambda_reg * torch.stack([self.regulariser(*frame) for frame in frames]).sum(),
+            "seg": torch.stack([cross_entropy(frame) for frame in frames]).sum(),
+            "reg": self.settings.lambda_reg * torch.stack([self.regulariser(frame) for frame in frames]).sum(),
         }
         yield from self.source_losses(source)
 

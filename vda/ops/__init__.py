@@ -5,6 +5,7 @@ from .aggregate_labels import aggregate_labels, aggregate_labels_reference
 from .apply_thresholds import apply_thresholds, apply_thresholds_reference
 from .consensus import Predictions, consensus, consensus_reference
 from .correlation import correlation, correlation_reference
+from .segmentation_sums import SegmentationSums, segmentation_sums, segmentation_sums_reference
 from .thresholds import ClassThresholds, class_thresholds, class_thresholds_reference
 from .warp import warp, warp_occlusion, warp_occlusion_reference, warp_reference
 
@@ -16,6 +17,7 @@ OPS = (
     "class_thresholds",
     "consensus",
     "correlation",
+    "segmentation_sums",
     "warp",
     "warp_occlusion",
 )
@@ -24,6 +26,7 @@ __all__ = [
     "OPS",
     "ClassThresholds",
     "Predictions",
+    "SegmentationSums",
     "aggregate",
     "aggregate_labels",
     "aggregate_labels_reference",
@@ -36,6 +39,8 @@ __all__ = [
     "consensus_reference",
     "correlation",
     "correlation_reference",
+    "segmentation_sums",
+    "segmentation_sums_reference",
     "warp",
     "warp_occlusion",
     "warp_occlusion_reference",

@@ -54,7 +54,8 @@ def _with_tensors(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
         result = function(**given)
     if isinstance(result, tuple):
-        return tuple(map(back, result))
+        given_back = map(back, result)
+        return type(result)(*given_back) if hasattr(result, "_fields") else tuple(given_back)
     return back(result) if isinstance(result, Tensor) else result
 
 
