@@ -1,4 +1,4 @@
-"""What README says of your own video: from labelled folders and a video to an adapted model, predictions, pages."""
+"""As a user goes: from own folders and video, and from VIPER and Cityscapes-VPS, to a model, predictions, pages."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ classes: {{road: [128, 64, 128], grass: [152, 251, 152], sky: [70, 130, 180]}}
 splits:
 {splits}
 """
+
+
+# a few steps of a small network
+SMALL = ["--data.size", "48", "64", "--network.width", "8", "--snapshots", "1"]
+SMALL += [
+    word
+    for method in ("source-only", "vat", "vst")
+    for setting in ("iterations 4", "batch 1")
+    for word in f"--{method}.optimiser.{setting}".split()
+]
 
 
 def scene(seed: int, shift: int, noise: int) -> tuple[np.ndarray, np.ndarray]:
@@ -62,16 +72,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_from_folders_to_predictions(world: Path) -> None:
     out = run("-m", "vda", "data", "check", "town.yaml/train", "drive.yaml/all", "town.yaml/val", cwd=world)
     assert "town-train.manifest.json" in out
-    steps = "iterations 4", "batch 1"
-    settings = [
-        word
-        for method in ("source-only", "vat", "vst")
-        for step in steps
-        for word in f"--{method}.optimiser.{step}".split()
-    ]
     data = ["--data.source", "town.yaml/train", "--data.target", "drive.yaml/all", "--data.validation", "town.yaml/val"]
-    small = ["--data.size", "48", "64", "--network.width", "8", "--snapshots", "1", "--flow.provider", "dis"]
-    run(ROOT / "train.py", "recipe", "ours", *data, *small, *settings, "--out", "runs/town", cwd=world)
+    run(ROOT / "train.py", "recipe", "ours", *data, *SMALL, "--flow.provider", "dis", "--out", "runs/town", cwd=world)
     scores = json.loads((world / "runs/town/scores.json").read_text())
     assert list(scores) == ["source_only", "vat", "vst"]
     assert scores["vst"]["classes"] == ["road", "grass", "sky"]
@@ -112,3 +114,60 @@ def test_a_changed_file_stops_the_training(world: Path) -> None:
     )
     assert done.returncode == 2
     assert "002.png" in done.stderr
+
+
+# ---- VIPER to Cityscapes-VPS, as unpacked
+
+
+def save(path: Path, pixels: np.ndarray, *, palette: bool = False) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(pixels)
+    if palette:
+        image = Image.frombytes("P", pixels.shape[::-1], pixels.tobytes())
+        image.putpalette([0, 80, 100] * 256)
+    image.save(path)
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Roots viper and cityscapes_vps: two clips of VIPER, one of each part of the other; road, vegetation and sky."""
+    folder = tmp_path_factory.mktemp("unpacked")
+    for sequence in ("001", "002"):
+        for number in range(10, 14):
+            image, label = scene(int(sequence), 2 * number - 20, 10)
+            stem = f"{sequence}/{sequence}_{number:05d}"
+            save(folder / f"viper/train/img/{stem}.jpg", image)
+            save(folder / f"viper/train/cls/{stem}.png", np.array([3, 8, 2], np.uint8)[label], palette=True)
+    (folder / "viper/day.txt").write_text("001\n002\n")
+    root = folder / "cityscapes_vps"
+    for part, video, place in (("train", 1, "munster_000173"), ("val", 5, "frankfurt_000000")):
+        for number in range(30):
+            image, label = scene(video, number, 30)
+            frames = folder / "leftImg8bit_sequence/val/munster" if part == "train" else root / part / "img_all"
+            save(frames / f"{place}_{number:06d}_leftImg8bit.png", image // 2)
+            if number % 5 == 4:
+                k = number // 5
+                stem = f"{video:04d}_{6 * (video - 1) + k + 1:04d}_{place}_{number:06d}"
+                own = k == 3  # Cityscapes' own label
+                save(root / part / "img" / f"{stem}_{'leftImg8bit' if own else 'newImg8bit'}.png", image // 2)
+                mask = f"{stem}_{'gtFine_color' if own else 'final_mask'}.png"
+                save(root / part / "labelmap" / mask, np.array([0, 8, 10], np.uint8)[label])
+    return folder
+
+
+def test_from_viper_to_cityscapes_vps(unpacked: Path) -> None:
+    roots = ["--data.source-root", "viper", "--data.target-root", "cityscapes_vps"]
+    network = ["--network.name", "deeplab-resnet18", "--network.batch-norm", "train"]
+    argv = ["recipe", "ours", "--data", "viper-cityscapes-vps", *roots, *network, *SMALL, "--out", "runs/ours"]
+    run(ROOT / "train.py", *argv, cwd=unpacked)
+    scores = json.loads((unpacked / "runs/ours/scores.json").read_text())
+    assert len(scores["vst"]["classes"]) == 15
+    assert (scores["vst"]["frames"], scores["vst"]["clips"]) == (6, 1)
+    run("-m", "vda", "predict", "runs/ours/vst", "cityscapes_vps/val/img_all", "-o", "predicted", cwd=unpacked)
+    assert len([*(unpacked / "predicted/labels/img_all").glob("*.png")]) == 30
+    assert (unpacked / "predicted/overlay/img_all.webm").stat().st_size > 0
+    argv = ["runs/ours/vat", "runs/ours/vst", "--data", "cityscapes-vps/val", "--root", "cityscapes_vps"]
+    out = run(ROOT / "evaluate.py", *argv, "--flow", "dis", "--out", "compared", cwd=unpacked)
+    assert "TC" in out
+    page = (unpacked / "compared/scores.html").read_text()
+    assert "runs/ours/vst" in page
