@@ -139,7 +139,7 @@ def test_nothing_to_score_is_refused_and_tc_alone_is_not() -> None:
         score_predictions(lambda _, i: clip.labels[i], bare)
     found = score_predictions(lambda _, i: clip.labels[i], bare, motion=Motion(ExactFlow()))
     assert (found["tc"], found["miou"], found["frames"]) == (1.0, None, 0)
-    assert "TC over 2 pairs by the flow exact" in markdown({"x": found | {"rule": "last"}})
+    assert "optical flow of TC exact, TC over 2 pairs" in markdown({"x": found | {"rule": "last"}})
 
 
 # --- a folder of label images
@@ -322,8 +322,8 @@ def test_runs_side_by_side_in_three_files(served: Path, capsys: pytest.CaptureFi
     for words in (
         f"{100 * shown['miou']:.1f} [{100 * low:.1f}, {100 * high:.1f}]",
         "3 classes (class0, class1, class2)",
-        "14 labelled frames in 2 clips of 24 x 40 pixels",
-        "pixels labelled 255 left out",
+        "14 labelled frames in 2 clips of 24 × 40 pixels",
+        "label 255 ignored",
         f"\n- {good}: checkpoint rule none, label images\n",
         "TC over 12 pairs by the flow exact, occlusion test photometric",
         r"bad\|",

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vda.metrics.bootstrap import LEVEL
+from vda.provenance import provenance
 from vda.report import score_table
+from vda.report.tables import percent as _percent
 
 Scores = Mapping[str, Any]  # of one run, as `vda.scoring.score_predictions` gives them
 
@@ -23,7 +25,8 @@ def markdown(scores: Mapping[str, Scores]) -> str:
     """Tables of the runs: means, IoU and VPQ^s of each class; and beside them what every run was scored on and with."""
     scores = {name.replace("|", r"\|"): run for name, run in scores.items()}  # a bar would end the cell
     means = [["", *_MEANS], *([name, *(cell(run) for cell in _MEANS.values())] for name, run in scores.items())]
-    return "\n\n".join([_table(means), score_table(scores), _vpq_table(scores), NOTE, *_beside(scores)]) + "\n"
+    beside = "\n".join(f"- {line}" for line in provenance(scores))
+    return "\n\n".join([_table(means), score_table(scores), _vpq_table(scores), NOTE, beside]) + "\n"
 
 
 def _vpq_table(scores: Mapping[str, Scores]) -> str:
@@ -33,10 +36,6 @@ def _vpq_table(scores: Mapping[str, Scores]) -> str:
         found = dict(zip(run["classes"], run["vpq_per_class"], strict=True))
         rows.append([name, *(_percent(found.get(of)) for of in classes)])
     return _table(rows)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def _with_interval(run: Scores, key: str) -> str:
@@ -60,40 +59,6 @@ _MEANS = {
     "mVC8": lambda run: _percent(run["mvc"]["8"]),
     "mVC16": lambda run: _percent(run["mvc"]["16"]),
 }
-
-
-def _beside(scores: Mapping[str, Scores]) -> list[str]:
-    """What the numbers were measured on, told once for all runs that agree in it; then the checkpoint of each run."""
-    texts: dict[str, list[str]] = {}
-    for name, run in scores.items():
-        texts.setdefault(_measured_on(run), []).append(name)
-    told = [text if len(texts) == 1 else f"{', '.join(names)}: {text}" for text, names in texts.items()]
-    return [*told, "\n".join(f"- {name}: {_checkpoint(run)}" for name, run in scores.items())]
-
-
-def _measured_on(run: Scores) -> str:
-    size = " x ".join(map(str, run["size"])) if run["size"] else "no"
-    facts = [
-        f"Data set {run['dataset']}",
-        f"{_count(run['frames'], 'labelled frame')} in {_count(run['clips'], 'clip')} of {size} pixels (H x W)",
-        f"{len(run['classes'])} classes ({', '.join(run['classes'])})",
-        f"pixels labelled {run['ignore']} left out",
-    ]
-    if "flow" in run:
-        occlusion = ", ".join(f"{key} {value}" for key, value in run["occlusion"].items())
-        facts.append(f"TC over {_count(run['tc_pairs'], 'pair')} by the flow {run['flow']}, occlusion {occlusion}")
-    return f"{'; '.join(facts)}."
-
-
-def _checkpoint(run: Scores) -> str:
-    return ", ".join([f"checkpoint rule {run['rule']}", *(f"{key} {run[key]}" for key in _CHECKPOINT if key in run)])
-
-
-_CHECKPOINT = ("checkpoint", "seed")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _table(lines: Sequence[Sequence[str]]) -> str:

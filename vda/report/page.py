@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vda.checkpoint import atomic_write
+from vda.provenance import provenance
 from vda.report.curves import curve_svg, curves
 from vda.report.matrix import matrices_html
 from vda.report.strips import Group, groups_html, viewer_html
@@ -33,14 +34,6 @@ from vda.report.tables import (
 )
 
 MAX_BYTES = 20_000_000
-# Provenance that stands beside the numbers, in this order, where the scores carry it.
-_PROVENANCE = {
-    "dataset": "data set",
-    "rule": "checkpoint rule",
-    "seed": "seed",
-    "flow": "optical flow of TC",
-    "checkpoint": "checkpoint",
-}
 
 _IOU_NOTE = "Below a value, its difference to the first row in points; bold, the best, the ceiling apart."
 _VPQ_NOTE = "Video panoptic quality with each class as one instance, over windows of k successive labelled frames."
@@ -107,7 +100,7 @@ def _score_sections(scores: Mapping[str, Scores], swatches: Mapping[str, str]) -
         return
     rules = rules_table(scores)
     chosen = ["<h3>Checkpoint rules</h3>", table_html(rules, {}, compared=False), _note(_RULES_NOTE)] if rules else []
-    yield _section("Scores", table_html(overall_table(scores), {}), *map(_note, _provenance(scores)), *chosen)
+    yield _section("Scores", table_html(overall_table(scores), {}), *map(_note, provenance(scores)), *chosen)
     yield _section("IoU", table_html(iou_table(scores), swatches), _note(_IOU_NOTE))
     yield _section("VPQˢ", table_html(vpq_table(scores), swatches), _note(_VPQ_NOTE))
     if matrices := matrices_html(scores, swatches):
@@ -119,10 +112,6 @@ def _score_sections(scores: Mapping[str, Scores], swatches: Mapping[str, str]) -
 
 def _section(title: str, *parts: str) -> tuple[str, str]:
     return title, "".join(parts)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _note(text: str) -> str:
@@ -142,34 +131,6 @@ def _headline(scores: Mapping[str, Scores]) -> str:
         kind = " ceiling" if is_ceiling(name) else ""
         cards.append(f'<article class="card{kind}"><h3>{escape(stage_title(name))}</h3>{values}</article>')
     return f'<div class="cards">{"".join(cards)}</div>' if cards else ""
-
-
-def _provenance(scores: Mapping[str, Scores]) -> list[str]:
-    """What the numbers were measured on: first what all stages share, then what is a stage's own."""
-    parts = {stage_title(name): _measured_on(stage) for name, stage in scores.items()}
-    first, *others = parts.values()
-    shared = [part for part in first if all(part in other for other in others)]
-    own = {name: [part for part in found if part not in shared] for name, found in parts.items()}
-    lines = {name: f"{name}: {', '.join(found)}." for name, found in own.items() if found}
-    return [f"{'. '.join(['Percent', *([', '.join(shared)] if shared else [])])}.", *lines.values()]
-
-
-def _measured_on(stage: Scores) -> list[str]:
-    size = " × ".join(map(str, stage["size"] or ("?", "?")))
-    found = [
-        f"{_count(stage['frames'], 'labelled frame')} in {_count(stage['clips'], 'clip')} of {size} pixels (H × W)",
-        f"mean over {len(stage['classes'])} classes ({', '.join(stage['classes'])})",
-        f"label {stage['ignore']} ignored",
-        *(f"{label} {stage[key]}" for key, label in _PROVENANCE.items() if key in stage),
-    ]
-    if "flow" in stage:
-        occlusion = ", ".join(f"{key} {value}" for key, value in stage["occlusion"].items())
-        found.append(f"TC over {_count(stage['tc_pairs'], 'pair')}, occlusion {occlusion}")
-    if interval := stage.get("interval"):
-        found.append(
-            f"intervals of {100 * interval['level']:g} % from {interval['samples']} bootstrap samples of the clips"
-        )
-    return found
 
 
 def _swatches(classes: Sequence[str], palette: NDArray[np.uint8]) -> dict[str, str]:
