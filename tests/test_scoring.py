@@ -324,8 +324,8 @@ def test_runs_side_by_side_in_three_files(served: Path, capsys: pytest.CaptureFi
         "3 classes (class0, class1, class2)",
         "14 labelled frames in 2 clips of 24 × 40 pixels",
         "label 255 ignored",
-        f"\n- {good}: checkpoint rule none, label images\n",
-        "TC over 12 pairs by the flow exact, occlusion test photometric",
+        "checkpoint rule none, label images",
+        "optical flow of TC exact, TC over 12 pairs, occlusion test photometric",
         r"bad\|",
     ):
         assert words in text
