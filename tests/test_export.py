@@ -114,8 +114,7 @@ def test_bad_input_is_one_sentence(
 ) -> None:
     checkpoint = small_checkpoint(tmp_path / "checkpoint")
     (tmp_path / "folder.pt2").mkdir()
-    find = export.importlib.util.find_spec
-    monkeypatch.setattr(export.importlib.util, "find_spec", lambda n: None if n == "onnxscript" else find(n))
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else object())
     for source, out, sentence in (
         (checkpoint, "a.bin", "a.bin: wanted a file .pt2 or .onnx in a folder that exists"),
         (checkpoint, "nowhere/a.pt2", "nowhere/a.pt2: wanted a file .pt2 or .onnx in a folder that exists"),

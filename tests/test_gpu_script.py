@@ -90,7 +90,8 @@ def test_a_step_is_recorded_with_the_end_of_its_output_if_it_fails() -> None:
 
 def test_a_step_that_hangs_is_interrupted_then_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "GRACE", 0.5)
-    polite = gpu.run(python("polite", "import time\ntry: time.sleep(99)\nexcept KeyboardInterrupt: print('saved')"), 2)
+    heard = "import signal, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"  # also in the background
+    polite = gpu.run(python("polite", f"{heard}try: time.sleep(99)\nexcept KeyboardInterrupt: print('saved')"), 2)
     assert (polite.status, polite.reason, polite.tail) == ("timed out", "longer than 2 s", "saved")
     code = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(99)"
     assert gpu.run(python("stubborn", code), 1).status == "timed out"

@@ -154,7 +154,11 @@ def test_one_image_and_an_input_that_was_done(
         assert sentence in capsys.readouterr().err
     arguments[2] = str(tmp_path / "two" / "street.jpg")
     assert main(arguments) == 2
-    assert f"holds a clip street of {tmp_path / 'one' / 'street.jpg'}, wanted that of" in capsys.readouterr().err
+    assert "holds a clip street of another source" in capsys.readouterr().err
+    arguments[2] = str(tmp_path / "one" / "street.jpg")
+    write_images(tmp_path / "one", ["street.jpg"])  # the same file, written anew
+    assert main(arguments) == 2
+    assert f"wanted that of {arguments[2]} as it is" in capsys.readouterr().err
 
 
 # --- damage
@@ -248,7 +252,7 @@ def test_a_network_without_finite_logits_is_told(tmp_path: Path, capsys: pytest.
         ({"a.avi": b"RIFF\x04\x00\x00\x00AVI "}, "a.avi: wanted a video, found a damaged file or a codec"),
         ({"a.webm": b""}, "a.webm: wanted an MP4, AVI, WebM or Matroska file, found something else"),
         ({"a.png": b"text"}, "a.png: wanted an image, found an unreadable file"),
-        ({"in/": None}, "in: wanted images (.png, .jpg, .jpeg, .bmp, .webp) or folders of images"),
+        ({"in/": None}, "in: wanted videos, images (.png, .jpg, .jpeg, .bmp, .webp) or folders of images"),
         ({"in/a.png": (8, 9), "in/b/c.png": (8, 9)}, "found both: a.png and b/"),
         ({"in/a.png": (8, 9), "in/a.jpg": (8, 9)}, "wanted every name of an image once, found 2 of a"),
         ({"in/a.png": (8, 9), "in/b.png": (9, 8)}, "b.png: wanted the size of the first frame, 9 x 8, found 8 x 9"),
