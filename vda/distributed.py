@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -39,7 +39,7 @@ def start(device: str) -> None:
     From then on standard output and progress bars are the first process's alone.
     """
     global _joined
-    if _joined or int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
+    if _joined or launched() == 1:
         return
     if not dist.is_available():
         raise UsageError("torchrun: wanted a build of torch with torch.distributed, found one without")
@@ -53,6 +53,17 @@ def start(device: str) -> None:
     _joined = True
     if not is_first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+
+
+def launched() -> int:
+    """How many processes torchrun started, whether they have joined or not."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
+def alone(command: str) -> None:
+    """Raises UsageError where torchrun started several processes of a command that does not share its work."""
+    if launched() > 1:
+        raise UsageError(f"{command}: wanted one process, found {launched()} that torchrun started")
 
 
 def leave() -> None:
@@ -92,11 +103,13 @@ def share(items: Sequence[T]) -> Sequence[T]:
 # --- agreement
 
 
-def by_first(write: Callable[..., object], *arguments: Any) -> None:
-    """`write(*arguments)` in the first process; the others wait until it is done."""
-    if is_first():
-        write(*arguments)
-    wait()
+def by_first(do: Callable[..., T], *arguments: Any) -> T:
+    """`do(*arguments)` in the first process alone; once it is done, what it returns, on every process.
+
+    So that all go the same way where that depends on a file: machines that share a disk may see a new one at different
+    times. Types as of `gather`.
+    """
+    return from_first(cast(T, do(*arguments) if is_first() else None))
 
 
 def wait() -> None:

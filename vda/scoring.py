@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from vda import distributed
 from vda.checkpoint import atomic_write
 from vda.data import VideoDataset
 from vda.data.clip import Clip, FlowField
@@ -64,26 +65,31 @@ def score_predictions(
 ) -> Scores:
     """The scores of a whole data set, with its name; with `motion` also TC, and what it was measured with.
 
-    Frames without labels are predicted for TC alone. Raises UsageError for a set in which there is nothing to score.
+    Frames without labels are predicted for TC alone. Several processes call it together, share the clips, and get the
+    same scores, those of one process. Raises UsageError for a set in which there is nothing to score.
     """
-    scorer = Scorer(dataset.classes)
-    bar = progress(total=dataset.num_frames, desc=name, unit="frame")
-    for clip in dataset.clips:
+    counted = Scorer(dataset.classes)
+    clips = distributed.share(dataset.clips)
+    bar = progress(total=sum(map(len, clips)), desc=name, unit="frame")
+    for clip in clips:
         before = None
         for i in range(len(clip)):
             bar.update()
             label = clip.label(i)
             prediction = None if label is None and motion is None else predict(clip, i)
             if label is None or prediction is None:
-                scorer.add_gap()
+                counted.add_gap()
             else:
-                scorer.add_frame(prediction, label)
+                counted.add_frame(prediction, label)
             if motion is not None and prediction is not None:
                 if before is not None:
-                    scorer.add_pair(before, prediction, *motion.following(clip, i - 1))
+                    counted.add_pair(before, prediction, *motion.following(clip, i - 1))
                 before = prediction
-        scorer.end_clip(clip.name)
+        counted.end_clip(clip.name)
     bar.close()
+    scorer = Scorer(dataset.classes)
+    for state in distributed.gather(counted.state()):
+        scorer.add_state(state)
     scores = scorer.scores()
     if not scores["frames"] and not scores["tc_pairs"]:
         raise UsageError(f"data set {dataset.name}: wanted labelled frames to score, found none")
