@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +70,7 @@ def score_predictions(
     Frames without labels are predicted for TC alone. Several processes call it together, share the clips, and get the
     same scores, those of one process. Raises UsageError for a set in which there is nothing to score.
     """
-    counted = Scorer(dataset.classes)
+    scorer = Scorer(dataset.classes)
     clips = distributed.share(dataset.clips)
     bar = progress(total=sum(map(len, clips)), desc=name, unit="frame")
     for clip in clips:
@@ -78,19 +80,17 @@ def score_predictions(
             label = clip.label(i)
             prediction = None if label is None and motion is None else predict(clip, i)
             if label is None or prediction is None:
-                counted.add_gap()
+                scorer.add_gap()
             else:
-                counted.add_frame(prediction, label)
+                scorer.add_frame(prediction, label)
             if motion is not None and prediction is not None:
                 if before is not None:
-                    counted.add_pair(before, prediction, *motion.following(clip, i - 1))
+                    scorer.add_pair(before, prediction, *motion.following(clip, i - 1))
                 before = prediction
-        counted.end_clip(clip.name)
+        scorer.end_clip(clip.name)
     bar.close()
-    scorer = Scorer(dataset.classes)
-    for state in distributed.gather(counted.state()):
-        scorer.add_state(state)
-    scores = scorer.scores()
+    parts = distributed.gather(scorer.state())
+    scores = reduce(operator.add, (Scorer.from_state(part, dataset.classes) for part in parts)).scores()
     if not scores["frames"] and not scores["tc_pairs"]:
         raise UsageError(f"data set {dataset.name}: wanted labelled frames to score, found none")
     measured = {} if motion is None else {"flow": motion.flow.name, "occlusion": asdict(motion.occlusion)}

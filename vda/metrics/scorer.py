@@ -115,15 +115,16 @@ class Scorer:
             self.clips.append(clip)
 
     def state(self) -> dict[str, Any]:
-        """What was counted, in lists and Python's own numbers, for another process to add. The present clip is ended."""
+        """What was counted, in lists and Python's own numbers, so that it can be sent. The present clip is ended."""
         self.end_clip()
         return {"size": self.size, "clips": [clip.state() for clip in self.clips]}
 
-    def add_state(self, state: Mapping[str, Any]) -> None:
-        """Adds the `state` of a scorer of other clips, with the same classes."""
-        self.size = self.size or state["size"]
-        counts = (len(self.classes), self.ignore)
-        self.clips += [ClipCounts.from_state(clip, *counts) for clip in state["clips"]]
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], classes: Sequence[str], ignore: int = IGNORE) -> Scorer:
+        scorer = cls(classes, ignore)
+        scorer.size = state["size"]
+        scorer.clips = [ClipCounts.from_state(clip, len(scorer.classes), ignore) for clip in state["clips"]]
+        return scorer
 
     def __add__(self, other: Scorer) -> Scorer:
         """Sum over clips seen by either. Both must stand between two clips (`end_clip`)."""
