@@ -39,7 +39,7 @@ def dispatch(arguments: Sequence[str]) -> None:
         found = repr(arguments[0]) if arguments else "nothing"
         raise UsageError(f"python -m vda: wanted a command ({', '.join(COMMANDS)}), got {found}")
     if arguments[0] != "flow":
-        distributed.alone(f"vda {arguments[0]}")
+        distributed.check_alone(f"vda {arguments[0]}")
     COMMANDS[arguments[0]](list(arguments[1:]))
 
 

@@ -60,7 +60,7 @@ def launched() -> int:
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
-def alone(command: str) -> None:
+def check_alone(command: str) -> None:
     """Raises UsageError where torchrun started several processes of a command that does not share its work."""
     if launched() > 1:
         raise UsageError(f"{command}: wanted one process, found {launched()} that torchrun started")

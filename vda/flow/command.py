@@ -67,7 +67,7 @@ def flow_main(arguments: list[str]) -> None:
 
 
 def between_images(command: FlowCommand) -> None:
-    distributed.alone("vda flow of two images")
+    distributed.check_alone("vda flow of two images")
     if command.out.suffix not in (".png", *WRITERS) or not command.out.parent.is_dir():
         raise UsageError(f"{command.out}: wanted a .png, .flo or .npy in a folder that exists")
     first, second = (read_image(Path(name)) for name in command.inputs)
