@@ -188,12 +188,13 @@ class Target(Run):
         return labels(folder / "pseudo", settings, self.target, Network())
 
 
-def selection(folder: Path) -> list[Any]:
+def selection(folder: Path) -> dict[str, Any]:
     """The chosen tubes, which two calls choose: the second one reads what the first has written."""
-    run, settings = Target(folder), CCMSettings(pool=0.8, matched=0.5)
+    run, settings, network = Target(folder), CCMSettings(pool=0.8, matched=0.5), Network()
     given = run.pseudo_labels(folder, [], settings.pseudo)
-    twice = [matched_source(run, settings, Network(), given, folder / "source", 0) for _ in range(2)]
-    return [[(clip.name, list(indices)) for clip, indices in tubes.tubes] for tubes in twice]
+    twice = [matched_source(run, settings, network, given, folder / "source", 0) for _ in range(2)]
+    chosen = [[(clip.name, list(indices)) for clip, indices in tubes.tubes] for tubes in twice]
+    return {"chosen": chosen, "frames seen": network.frames}
 
 
 def proportion(folder: Path) -> list[dict[str, Any]]:

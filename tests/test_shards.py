@@ -73,12 +73,14 @@ def test_shared_work_is_the_work_of_one_process(processes: int, alone: Path, tmp
     wanted = json.loads((alone / "0.json").read_text())
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(processes)]
     for of_process in found:
-        for name in ("selection", "proportion"):
-            assert of_process[name] == wanted[name]
+        assert of_process["selection"]["chosen"] == wanted["selection"]["chosen"]
+        assert of_process["proportion"] == wanted["proportion"]
         for name in ("scores", "one clip", "without labels", "lone frames"):
             assert of_process["scores"][name] == wanted["scores"][name]
         assert of_process["flow"]["reported"] == wanted["flow"]["reported"]
     check_shares(found, processes)
+    choosing = [of_process["selection"]["frames seen"] for of_process in found]
+    assert choosing == [wanted["selection"]["frames seen"]] + [0] * (processes - 1)
 
 
 def check_shares(found: list[Any], processes: int) -> None:
@@ -104,6 +106,7 @@ def test_what_is_compared_says_something(alone: Path) -> None:
     assert 0 < found["scores"]["one clip"]["mvc"]["8"] < 1
     assert 0 < found["scores"]["without labels"]["agreement"] < 1
     assert found["scores"]["lone frames"] == {}
+    assert found["selection"]["chosen"][0] == found["selection"]["chosen"][1]
     assert found["flow"]["reported"][0] == sum(max(n - step, 0) for n in LENGTHS for step in (1, 2))
     assert 0 < found["flow"]["reported"][1] < found["flow"]["reported"][0]
     assert found["flow"]["reported"][2] == 0
