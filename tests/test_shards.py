@@ -28,11 +28,11 @@ TESTS = Path(__file__).resolve().parent
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process leaves."""
-    folder, here = tmp_path_factory.mktemp("alone"), Path.cwd()
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(shards.evaluate, "open_dataset", None)  # is set, and to be set back
+    folder = tmp_path_factory.mktemp("alone")
+    with pytest.MonkeyPatch.context() as patched:  # sets back what `evaluated` changes
+        patched.chdir(folder)
+        patched.setattr(shards.evaluate, "open_dataset", None)
         shards.everything(folder)
-    os.chdir(here)
     return folder
 
 

@@ -237,7 +237,7 @@ def _label(generator: Generator, clip: Clip, theta: Tensor, folder: Path, K: int
     paths = [folder / clip.name / f"{name}.png" for name in distributed.share(clip.frame_names)]
     with ThreadPoolExecutor(_WRITERS) as pool:
         deque(pool.map(write_label, paths, kept), maxlen=0)  # raises what a writer raised
-    # No process comes past here before all have written: the manifest vouches for the files of each.
+    # The sums below wait for all processes, which have written by then: the manifest vouches for the files of each.
     entry = {
         "clip": clip.name,
         "frames": len(clip),
