@@ -29,7 +29,7 @@ from vda import config as settings
 from vda import distributed
 from vda.checkpoint import latest, load_checkpoint, load_weights, prune, save_checkpoint
 from vda.choice import scored, snapshots
-from vda.cli import Stopped, choose_folder, create_folder, how_to_resume, parse, run_command
+from vda.cli import Stopped, choose_folder, create_folder, how_to_resume, parse, resumable, run_command
 from vda.data.tubes import Samples, loader
 from vda.errors import UsageError
 from vda.live import Live
@@ -131,9 +131,11 @@ def step(
             break
         precision.backward(torch.stack(list(group.values())).sum())
         values |= {name: loss.detach() for name, loss in group.items()}
-    distributed.average_gradients(method.parameters())
+    learning = [p for opt in optimisers.values() for group in opt.param_groups for p in group["params"]]
+    distributed.average_gradients(learning)
     precision.step(optimisers.values())
-    average_statistics(method)
+    # running statistics, so that a checkpoint holds what all processes have seen
+    distributed.average([buffer for buffer in method.buffers() if buffer.is_floating_point()])
     # one transfer, and so one wait for the device, for all of them
     found = torch.stack([value.float() for value in values.values()])
     distributed.average([found])
@@ -141,11 +143,6 @@ def step(
     if any(value != value or abs(value) == float("inf") for value in losses.values()):
         raise UsageError(f"training diverged, losses {losses}: lower the learning rate of this training")
     return losses
-
-
-def average_statistics(method: Method) -> None:
-    """Running statistics of batch norm that several processes share: a checkpoint holds what all of them have seen."""
-    distributed.average(buffer for buffer in method.buffers() if buffer.is_floating_point())
 
 
 def build_optimisers(method: Method, optimiser: Optimiser) -> dict[str, torch.optim.Optimizer]:
@@ -246,8 +243,8 @@ def train(argv: Sequence[str]) -> None:
         return
     config = parse(argv, __doc__ or "")
     distributed.start(config.device)
-    if distributed.restarted():
-        config = replace(config, resume=True)
+    if distributed.restarts():
+        config = replace(config, resume=resumable(config))
     folder = Path(distributed.from_first(str(choose_folder(config))))
     run = Run(config, folder)  # opens and checks everything before anything is written
     distributed.by_first(create_folder, config, folder)

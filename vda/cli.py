@@ -99,14 +99,23 @@ def choose_folder(config: Config) -> Path:
                 f"{folder}: wanted a new or empty folder; pass --resume to continue a run, or another --out"
             )
         return folder
-    existing = list(itertools.takewhile(Path.exists, run_folders(config.recipe)))
-    folder = config.out or (existing[-1] if existing else Path("runs") / f"{config.recipe}-1")
+    folder = _newest(config)
     if not (folder / "config.yaml").exists():
         raise UsageError(f"{folder}: wanted a run to resume, found no config.yaml there")
     stored = settings.load_yaml(folder / "config.yaml", Config())
     if settings.digest(stored) != settings.digest(config):
         raise UsageError(f"{folder}: this run was started with other settings; {how_to_resume(folder)}")
     return folder
+
+
+def resumable(config: Config) -> bool:
+    """Whether there is a run to go on with, where nobody can be asked."""
+    return (_newest(config) / "config.yaml").exists()
+
+
+def _newest(config: Config) -> Path:
+    existing = list(itertools.takewhile(Path.exists, run_folders(config.recipe)))
+    return config.out or (existing[-1] if existing else Path("runs") / f"{config.recipe}-1")
 
 
 def create_folder(config: Config, folder: Path) -> None:
