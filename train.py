@@ -26,9 +26,10 @@ import torch
 from vda import config as settings
 from vda.checkpoint import latest, load_checkpoint, load_weights, prune, save_checkpoint
 from vda.choice import scored, snapshots
-from vda.cli import Stopped, choose_folder, create_folder, how_to_resume, parse, run_command
+from vda.cli import Stopped, choose_folder, create_folder, parse, resumable, run_command
 from vda.data.tubes import Samples, loader
 from vda.errors import UsageError
+from vda.files import alone
 from vda.live import Live
 from vda.methods import METHODS, Method, Round
 from vda.options import Optimiser
@@ -51,14 +52,15 @@ def train_method(run: Run, name: str) -> None:
         return
     rounds = METHODS[name].rounds(run, run.config.methods[name], folder)
     result = folder
-    for number in itertools.count():
-        _seed(run, name, number)  # initial weights of discriminators and new heads
-        training = next(rounds, None)
-        if training is None:
-            break
-        fit(run, name, training)
-        result = training.folder
-    run.finish(name, result)
+    with alone(folder):
+        for number in itertools.count():
+            _seed(run, name, number)  # initial weights of discriminators and new heads
+            training = next(rounds, None)
+            if training is None:
+                break
+            fit(run, name, training)
+            result = training.folder
+        run.finish(name, result)
 
 
 def _seed(run: Run, *what: object) -> None:
@@ -175,8 +177,11 @@ def restore(folder: Path, method: Method, optimisers: dict[str, torch.optim.Opti
     checkpoint = load_checkpoint(newest)
     for key in MODULES:
         load_weights(getattr(method, key), checkpoint, key)
-    for name, opt in optimisers.items():
-        opt.load_state_dict(checkpoint.state["optimisers"][name])
+    try:
+        for name, opt in optimisers.items():
+            opt.load_state_dict(checkpoint.state["optimisers"][name])
+    except (KeyError, ValueError) as error:
+        raise UsageError(f"{newest}: wanted the state of this training's optimisers, found another's") from error
     return int(checkpoint.meta["iteration"])
 
 
@@ -209,18 +214,16 @@ def train(argv: Sequence[str]) -> None:
     run = Run(config, folder)  # opens and checks everything before anything is written
     create_folder(config, folder)
     print(f"run folder {folder}, device {run.device}, seed {config.seed}")
-    try:
+    with resumable(folder):
         for name in config.training:
             train_method(run, name)
             if METHODS[name].leaves_network:
                 scored(run, name)
-    except (KeyboardInterrupt, Stopped) as stop:
-        raise Stopped(f"{stop or 'stopped'}; {how_to_resume(folder)}") from None
-    scores: dict[str, Any] = {name: scored(run, name) for name in run.finished()}
-    if scores:
-        print(score_table(scores))
-        write_scores(folder / "scores.json", scores)
-    report = write_run_report(run, scores)
+        scores: dict[str, Any] = {name: scored(run, name) for name in run.finished()}
+        if scores:
+            print(score_table(scores))
+            write_scores(folder / "scores.json", scores)
+        report = write_run_report(run, scores)
     files = [name for name in ("scores.json",) if (folder / name).exists()]
     print(f"run folder {folder}: {', '.join(['checkpoints', *files, report.name])}")
 
