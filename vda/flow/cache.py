@@ -25,7 +25,7 @@ from vda.progress import progress
 
 FORMAT = "vda-flow-cache-1"
 MANIFEST = "manifest.json"
-LACKING = "not there yet, or cut off; run `python -m vda flow` for this data set, with all --steps that are needed, to its end"
+LACKING = "not all there yet; run `python -m vda flow` for this data set, with all --steps that are needed, to its end"
 
 
 @dataclass(frozen=True)
