@@ -134,13 +134,15 @@ def resumable(folder: Path) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, Stopped) as stop:
         raise Stopped(f"{stop or 'stopped'}; {how_to_resume(folder)}") from None
-    except OSError as error:
-        raise UsageError(f"{told(error)}; {how_to_resume(folder)}") from error
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):  # torch raises it wherever the main thread is just then
+    except (OSError, EOFError, RuntimeError) as error:
+        # torch tells of a loader process wherever the main thread is just then, where it does not hear it itself
+        if isinstance(error, ConnectionError | EOFError) or "DataLoader worker" in str(error):
+            reason = "data.workers: a loader process was killed, most often for want of memory; fewer of them want less"
+        elif isinstance(error, OSError):
+            reason = told(error)
+        else:
             raise
-        reason = "a loader process was ended from outside, most often for want of memory (fewer of them want less)"
-        raise UsageError(f"data.workers: {reason}; {how_to_resume(folder)}") from error
+        raise UsageError(f"{reason}; {how_to_resume(folder)}") from error
 
 
 def run_folders(recipe: str) -> Iterator[Path]:

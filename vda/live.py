@@ -68,7 +68,8 @@ class Live:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._log.close()
+        with naming(self.training.folder / LOG):
+            self._log.close()
         if self._board is not None:
             self._board.close()
 
