@@ -260,7 +260,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         content = json.loads(text)
         claimed = content.pop("sha256")
         intact = claimed == _content_hash(content)
-    except (ValueError, KeyError, AttributeError, TypeError):
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise UsageError(f"{file}: wanted a checkpoint manifest, the file is damaged or something else") from None
     if not intact:
         raise UsageError(f"{file}: the file is damaged, its content does not have the recorded hash")

@@ -116,7 +116,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     """The entries of a log, none where there is no file; a line that is torn is left out."""
     entries = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             entry = json.loads(line)
             if isinstance(entry, dict) and isinstance(entry.get("iteration"), int):
                 entries.append(entry)

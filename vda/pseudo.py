@@ -291,7 +291,7 @@ def _read_manifest(path: Path) -> list[dict[str, Any]]:
     try:
         manifest = [_unsealed(json.loads(line)) for line in path.read_text().splitlines()]
         manifest[0]["model"], [(entry["theta"], entry["clip"]) for entry in manifest[1:]]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"{path}: wanted a manifest of pseudo labels, found: {error!r}") from None
     return manifest
 

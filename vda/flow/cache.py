@@ -80,7 +80,7 @@ def check_manifest(root: Path, wanted: Manifest) -> None:
         found = json.loads(path.read_text())
     except OSError:
         raise UsageError(f"{path}: wanted a flow cache, found none; make it with `python -m vda flow`") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UsageError(f"{path}: wanted the manifest of a flow cache, the file is damaged or another") from None
     for key, value in _plain(wanted).items():
         if not isinstance(found, dict) or found.get(key) != value:
@@ -136,9 +136,9 @@ def _done(root: Path, clip: Clip, i: int, j: int, size: tuple[int, int]) -> bool
 
 
 def _whole(path: Path, size: tuple[int, int]) -> bool:
-    """Whether a file is there and not cut off, by its length."""
+    """Whether a file is there and not cut off, by its length: a header of 128 bytes and 16 bits for u and v each."""
     try:
-        return path.stat().st_size > 2 * 2 * size[0] * size[1]
+        return path.stat().st_size >= 128 + 2 * 2 * size[0] * size[1]
     except FileNotFoundError:
         return False
 
