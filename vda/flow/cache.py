@@ -67,8 +67,8 @@ class CachedFlow:
             raise UsageError(f"{path}: {LACKING}") from None
         except (ValueError, EOFError, OSError) as error:
             raise UsageError(f"{path}: wanted a flow of the cache, cannot read it ({error})") from None
-        if stored.dtype != np.int16 or stored.shape != (2, *self.size):
-            found = f"{stored.dtype} {list(stored.shape)}"
+        if not isinstance(stored, np.ndarray) or stored.dtype != np.int16 or stored.shape != (2, *self.size):
+            found = f"{stored.dtype} {list(stored.shape)}" if isinstance(stored, np.ndarray) else "an archive"
             raise UsageError(f"{path}: wanted int16 flow of the frames' size, found {found}")
         return from_tenths(stored)
 
