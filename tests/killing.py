@@ -15,20 +15,24 @@ import sys
 import time
 import traceback
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from checkpoints import CLASSES, small_checkpoint
 from clips import dataset, scrolling_clip
+from PIL import Image
 from torch import Tensor, nn
 
 from vda import pseudo
+from vda.__main__ import main
 from vda.checkpoint import latest, load_checkpoint, prune, save_checkpoint
 from vda.files import alone
 from vda.flow.cache import precompute
 from vda.flow.providers import ExactFlow
 from vda.options import Occlusion, Pseudo
+from vda.predict.command import Predict, predict
 from vda.predictions import NetworkPredictor
 from vda.report import write_report
 from vda.run import network_of
@@ -89,11 +93,33 @@ def evaluate(folder: Path) -> None:
     write_report(folder / "scores.html", title="Scores", scores=scores, **about)
 
 
+def predict_frames(folder: Path) -> None:
+    predict(Predict(MODEL, FOOTAGE, folder / "out", write=("labels", "colour"), size=(32, 32), device="cpu"))
+
+
+def unpack(folder: Path) -> None:
+    assert main(["data", "extract", str(FOOTAGE.with_suffix(".zip")), "--out", str(folder / "out")]) == 0
+
+
+def write_footage() -> None:
+    """Three short clips as folders of images, and as an archive."""
+    with zipfile.ZipFile(FOOTAGE.with_suffix(".zip"), "w") as archive:
+        for clip in CLIPS.clips[:3]:
+            (FOOTAGE / clip.name).mkdir(parents=True)
+            for i, name in enumerate(clip.frame_names):
+                path = FOOTAGE / clip.name / f"{name}.png"
+                Image.fromarray(clip.frame(i)).save(path)
+                for copy in range(20):
+                    archive.write(path, f"{clip.name}/{name}-{copy}.png")
+
+
 CASES: dict[str, tuple[Callable[[Path], None], int]] = {  # and how many kills
     "save": (save, 45),
     "pseudo labels": (label, 30),
     "flow": (cache_flow, 30),
     "evaluation": (evaluate, 20),
+    "predict": (predict_frames, 12),
+    "extract": (unpack, 12),
 }
 
 
@@ -115,6 +141,8 @@ def check(folder: Path, whole: Files) -> None:
         if name == "pseudo/manifest.jsonl":
             assert whole[name].startswith(content), name
             assert content.endswith(b"\n"), name
+        elif name == "out/predict.json":
+            assert json.loads(content)["clips"].items() <= json.loads(whole[name])["clips"].items()
         elif name != "reported":
             assert whole[name] == content, name
     # one that was replaced counts no more, and may be half removed
@@ -180,11 +208,12 @@ def kill_repeatedly(work: Callable[[Path], None], folder: Path, kills: int, rng:
     return done
 
 
-def main(folder: Path) -> None:
-    global MODEL
+def run(folder: Path) -> None:
+    global MODEL, FOOTAGE
     torch.set_num_threads(1)
     warnings.simplefilter("error")  # no checkpoint is ever passed over
-    MODEL = latest(small_checkpoint(folder / "model"))
+    MODEL, FOOTAGE = small_checkpoint(folder / "model") / "step-000001", folder / "footage"
+    write_footage()
     rng = random.Random(7)
     done = {}
     for name, (work, kills) in CASES.items():
@@ -193,4 +222,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    run(Path(sys.argv[1]))
