@@ -12,14 +12,13 @@ Appendix G leaves it open). So every training keeps a few snapshots, and beside 
 
 from __future__ import annotations
 
-import json
-
 import torch
 from torch import nn
 
 from vda.checkpoint import Checkpoint, load_checkpoint
 from vda.data.clip import Clip, spread
 from vda.distributed import by_first
+from vda.files import kept_json
 from vda.losses import min_entropy
 from vda.models import upsample
 from vda.occlusion import needs_back, visible
@@ -41,8 +40,8 @@ def scored(run: Run, name: str) -> Scores:
     last = open_checkpoint(folder)
     path = folder / "scores.json"
     of = {"model": last.digest, "snapshots": run.config.snapshots}
-    if path.exists() and (known := json.loads(path.read_text())).items() >= of.items():
-        return dict(known)
+    if isinstance(known := kept_json(path), dict) and known.items() >= of.items():
+        return known
     stays = snapshots(last.step, run.config.snapshots)  # and no checkpoint that is there because a run was stopped
     found = [_snapshot(run, name, load_checkpoint(step)) for step in checkpoints(folder, stays)]
     rules = {"last": found[-1]}

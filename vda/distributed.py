@@ -87,6 +87,11 @@ def restarts() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
+def lost_another(error: Exception) -> bool:
+    """Whether this is what a process gets that talks to one that is gone."""
+    return _joined and isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or "gloo" in str(error))
+
+
 def share(items: Sequence[T]) -> Sequence[T]:
     """This process's part of what all have to do: successive items, one part after another by rank."""
     n = len(items)

@@ -10,6 +10,7 @@ from typing import Any
 
 from vda.checkpoint import atomic_write
 from vda.data import VideoDataset
+from vda.files import kept_json
 from vda.metrics import ConfusionMatrix, plain
 from vda.options import Pseudo
 from vda.pseudo import PseudoLabels
@@ -48,8 +49,8 @@ def at_proportion(run: Run, model: Path, settings: Pseudo, proportion: float, fo
     """
     path = folder / "p-miou.json"
     of = {key: value for key, value in asdict(settings).items() if key != "alpha"}
-    if path.exists() and (known := json.loads(path.read_text())).get("settings") == of:
-        return dict(known)
+    if isinstance(known := kept_json(path), dict) and known.get("settings") == of:
+        return known
     low, high = 0.0, 1.0  # alpha, exclusive and inclusive
     best: dict[str, Any] = {}
     for _ in range(STEPS):

@@ -15,6 +15,7 @@ from vda.data.labels import read_label, write_label
 from vda.data.transforms import Augment
 from vda.data.tubes import Tubes, true_labels
 from vda.errors import UsageError
+from vda.files import kept_json
 from vda.matching import Templates, label_layout, layout, layout_centres, layout_score, similar_pixels, stack
 from vda.models import upsample
 from vda.progress import progress
@@ -53,8 +54,10 @@ def matched_source(
         return read_label(_file(folder, clip, i))
 
     pool = run.tubes(run.source, remaining, augment=settings.augment, number=r).part(settings.pool, r)
-    if (folder / SELECTION).exists():
-        return pool.chosen(json.loads((folder / SELECTION).read_text()))
+    if (known := kept_json(folder / SELECTION)) is not None:
+        if not (isinstance(known, list) and all(isinstance(i, int) and 0 <= i < len(pool) for i in known)):
+            raise UsageError(f"{folder / SELECTION}: wanted numbers of the {len(pool)} tubes, found something else")
+        return pool.chosen(known)
     K = run.source.num_classes
     frames = [(clip, i) for clip in run.target.clips for i in range(len(clip))]
     some = progress(frames[:: -(-len(frames) // settings.layout_frames)], desc="layouts", unit="frame")
