@@ -12,15 +12,13 @@ Appendix G leaves it open). So every training keeps a few snapshots, and beside 
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import torch
 from torch import nn
 
 from vda.checkpoint import Checkpoint, load_checkpoint
 from vda.data.clip import Clip, spread
 from vda.distributed import by_first, gather, share
+from vda.files import kept_json
 from vda.losses import min_entropy
 from vda.models import upsample
 from vda.occlusion import needs_back, visible
@@ -42,7 +40,8 @@ def scored(run: Run, name: str) -> Scores:
     last = open_checkpoint(folder)
     path = folder / "scores.json"
     of = {"model": last.digest, "snapshots": run.config.snapshots}
-    if known := by_first(_known, path, of):
+    known = by_first(kept_json, path)
+    if isinstance(known, dict) and known.items() >= of.items():
         return known
     stays = snapshots(last.step, run.config.snapshots)  # and no checkpoint that is there because a run was stopped
     there = by_first(lambda: [str(step) for step in checkpoints(folder, stays)])
@@ -55,12 +54,6 @@ def scored(run: Run, name: str) -> Scores:
     scores = found[-1] | of | {"rules": {rule: s | {"rule": rule} for rule, s in rules.items()}}
     by_first(write_scores, path, scores)
     return scores
-
-
-def _known(path: Path, of: Scores) -> Scores | None:
-    """The scores in a file, if they are of the checkpoints that are there."""
-    known: Scores | None = json.loads(path.read_text()) if path.exists() else None
-    return known if known and known.items() >= of.items() else None
 
 
 def snapshots(iterations: int, count: int) -> set[int]:

@@ -11,6 +11,7 @@ from typing import Any
 from vda import distributed
 from vda.checkpoint import atomic_write
 from vda.data import VideoDataset
+from vda.files import kept_json
 from vda.metrics import ConfusionMatrix, plain
 from vda.options import Pseudo
 from vda.pseudo import PseudoLabels
@@ -49,7 +50,8 @@ def at_proportion(run: Run, model: Path, settings: Pseudo, proportion: float, fo
     """
     path = folder / "p-miou.json"
     of = {key: value for key, value in asdict(settings).items() if key != "alpha"}
-    if known := distributed.by_first(_known, path, of):
+    known = distributed.by_first(kept_json, path)
+    if isinstance(known, dict) and known.get("settings") == of:
         return known
     low, high = 0.0, 1.0  # alpha, exclusive and inclusive
     best: dict[str, Any] = {}
@@ -71,13 +73,7 @@ def at_proportion(run: Run, model: Path, settings: Pseudo, proportion: float, fo
     return best
 
 
-def _known(path: Path, of: dict[str, Any]) -> dict[str, Any] | None:
-    """What a file keeps, if it is of these settings."""
-    known: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
-    return known if known and known.get("settings") == of else None
-
-
 def _finish(path: Path, best: dict[str, Any]) -> None:
     atomic_write(path, (json.dumps(best) + "\n").encode())
-    for trial in path.parent.glob("alpha-*"):  # last: labels that a stopped run has half removed would pass for whole
+    for trial in path.parent.glob("alpha-*"):  # last: a stopped run would make again what it has removed
         shutil.rmtree(trial)

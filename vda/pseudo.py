@@ -12,7 +12,9 @@ the same files.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import sys
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +42,7 @@ from vda.options import Occlusion, Pseudo
 from vda.policies import POLICIES, Confident
 from vda.progress import progress
 
+MANIFEST = "manifest.jsonl"
 _WRITERS = 8  # threads; a file waits for the disk longer than it takes to compress
 
 
@@ -157,7 +160,11 @@ class PseudoLabels:
     manifest: list[dict[str, Any]]
 
     def __call__(self, clip: Clip, i: int) -> LabelMap:
-        return read_label(self.path(clip, i))
+        path, size, K = self.path(clip, i), self.manifest[0]["size"], len(self.theta)
+        label = read_label(path)
+        if list(label.shape) != size or not ((label < K) | (label == 255)).all():
+            raise UsageError(f"{path}: wanted pseudo labels of {K} classes, {size[0]} x {size[1]}, found another image")
+        return label
 
     def path(self, clip: Clip, i: int) -> Path:
         return self.folder / clip.name / f"{clip.frame_names[i]}.png"
@@ -197,8 +204,9 @@ def generate(
     """Writes the pseudo labels of every frame of `dataset` under `folder` and returns them.
 
     model: hash of the weights, for the manifest. Clips are taken in an order shuffled by `seed`, since thresholds
-    depend on it. Clips that the manifest already has are not done again. Several processes call it together and need
-    a folder that they share: each writes the labels of its frames, the first one the manifest.
+    depend on it. Clips that the manifest already has are not done again, up to the first that lacks a file. Several
+    processes call it together and need a folder that they share: each writes the labels of its frames, the first one
+    the manifest.
 
     Raises UsageError where `folder` holds the labels of another model, flow, data set or setting.
     """
@@ -214,8 +222,8 @@ def generate(
         "settings": asdict(settings),
         "occlusion": asdict(generator.occlusion),
     }
-    manifest = distributed.by_first(_open_manifest, folder, head)
     order = np.random.default_rng(seed).permutation(len(dataset.clips))
+    manifest = distributed.by_first(_open_manifest, folder, head, [dataset.clips[c] for c in order])
     todo = order[len(manifest) - 1 :]
     generator.network.eval()
     with torch.inference_mode():
@@ -266,8 +274,9 @@ def _shares(labels: NDArray[np.uint8], K: int) -> list[float]:
     return [n / max(1, sum(counts)) for n in counts[:K]]
 
 
-def _open_manifest(folder: Path, head: dict[str, Any]) -> list[dict[str, Any]]:
-    path = folder / "manifest.jsonl"
+def _open_manifest(folder: Path, head: dict[str, Any], clips: list[Clip]) -> list[dict[str, Any]]:
+    """What is done of the clips, which come in this order, or a new manifest."""
+    path = folder / MANIFEST
     if not path.exists():
         _write_manifest(folder, [head])
         return [head]
@@ -277,24 +286,54 @@ def _open_manifest(folder: Path, head: dict[str, Any]) -> list[dict[str, Any]]:
             raise UsageError(
                 f"{path}: these pseudo labels are of another {key}: wanted {value}, found {manifest[0].get(key)}"
             )
-    return manifest
+    return manifest[: 1 + _done(folder, manifest, clips)]
+
+
+def _done(folder: Path, manifest: list[dict[str, Any]], clips: list[Clip]) -> int:
+    """How many clips of a manifest are there, in their order, up to the first that lacks a file."""
+    found = [entry["clip"] for entry in manifest[1:]]
+    if found != [clip.name for clip in clips[: len(found)]]:
+        raise UsageError(f"{folder / MANIFEST}: wanted the clips of the data set in their order, found others")
+    labels = PseudoLabels(folder, manifest)
+    for number, clip in enumerate(clips[: len(found)]):
+        missing = [path for i in range(len(clip)) if not (path := labels.path(clip, i)).exists()]
+        if missing:
+            print(f"{missing[0]}: is missing; labelling {clip.name} and the clips after it anew", file=sys.stderr)
+            return number
+    return len(found)
 
 
 def _read_manifest(path: Path) -> list[dict[str, Any]]:
     try:
-        manifest = [json.loads(line) for line in path.read_text().splitlines()]
-        manifest[0]["model"], [entry["theta"] for entry in manifest[1:]]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        manifest = [_unsealed(json.loads(line)) for line in path.read_text().splitlines()]
+        manifest[0]["model"], [(entry["theta"], entry["clip"]) for entry in manifest[1:]]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"{path}: wanted a manifest of pseudo labels, found: {error!r}") from None
     return manifest
 
 
+def _sealed(entry: dict[str, Any]) -> dict[str, Any]:
+    """A line with its hash: thresholds that are changed by hand or by the disk would go on to every later clip."""
+    return entry | {"sha256": _hash(entry)}
+
+
+def _unsealed(entry: dict[str, Any]) -> dict[str, Any]:
+    # lines of earlier versions have no hash
+    if entry.pop("sha256", None) not in (None, _hash(entry)):
+        raise ValueError("a line without its recorded hash")
+    return entry
+
+
+def _hash(entry: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
+
+
 def _write_manifest(folder: Path, manifest: list[dict[str, Any]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(folder / "manifest.jsonl", "".join(json.dumps(entry) + "\n" for entry in manifest).encode())
+    atomic_write(folder / MANIFEST, "".join(json.dumps(_sealed(entry)) + "\n" for entry in manifest).encode())
 
 
 def read_labels(folder: Path) -> PseudoLabels | None:
     """The pseudo labels that lie in a folder, None where there are none; UsageError where their manifest is damaged."""
-    path = folder / "manifest.jsonl"
+    path = folder / MANIFEST
     return PseudoLabels(folder, _read_manifest(path)) if path.exists() else None

@@ -16,6 +16,7 @@ from vda.data.labels import read_label, write_label
 from vda.data.transforms import Augment
 from vda.data.tubes import Tubes, true_labels
 from vda.errors import UsageError
+from vda.files import kept_json
 from vda.matching import Templates, label_layout, layout, layout_centres, layout_score, similar_pixels, stack
 from vda.models import upsample
 from vda.progress import progress
@@ -64,8 +65,10 @@ def _select(
     run: Run, settings: Selection, network: nn.Module, labels: PseudoLabels, folder: Path, pool: Tubes
 ) -> list[int]:
     """The numbers of the chosen tubes of the pool; those and the labels that stay are written the first time."""
-    if (folder / SELECTION).exists():
-        return list(json.loads((folder / SELECTION).read_text()))
+    if (known := kept_json(folder / SELECTION)) is not None:
+        if not (isinstance(known, list) and all(isinstance(i, int) and 0 <= i < len(pool) for i in known)):
+            raise UsageError(f"{folder / SELECTION}: wanted numbers of the {len(pool)} tubes, found something else")
+        return known
     K = run.source.num_classes
     frames = [(clip, i) for clip in run.target.clips for i in range(len(clip))]
     some = progress(frames[:: -(-len(frames) // settings.layout_frames)], desc="layouts", unit="frame")

@@ -27,7 +27,7 @@ from vda.progress import progress
 
 FORMAT = "vda-flow-cache-1"
 MANIFEST = "manifest.json"
-LACKING = "not there yet; run `python -m vda flow` for this data set, with all --steps that are needed, to its end"
+LACKING = "not all there yet; run `python -m vda flow` for this data set, with all --steps that are needed, to its end"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class CachedFlow:
         """UsageError unless both directions of all pairs are there; reads none of them."""
         for clip, i, j in frame_pairs(dataset, steps):
             for path in (pair_path(self.root, clip, i, j), pair_path(self.root, clip, j, i)):
-                if not path.exists():
+                if not _whole(path, self.size):
                     raise UsageError(f"{path}: {LACKING}")
 
     def __call__(self, clip: Clip, i: int, j: int) -> FlowField:
@@ -69,8 +69,8 @@ class CachedFlow:
             raise UsageError(f"{path}: {LACKING}") from None
         except (ValueError, EOFError, OSError) as error:
             raise UsageError(f"{path}: wanted a flow of the cache, cannot read it ({error})") from None
-        if stored.dtype != np.int16 or stored.shape != (2, *self.size):
-            found = f"{stored.dtype} {list(stored.shape)}"
+        if not isinstance(stored, np.ndarray) or stored.dtype != np.int16 or stored.shape != (2, *self.size):
+            found = f"{stored.dtype} {list(stored.shape)}" if isinstance(stored, np.ndarray) else "an archive"
             raise UsageError(f"{path}: wanted int16 flow of the frames' size, found {found}")
         return from_tenths(stored)
 
@@ -82,7 +82,7 @@ def check_manifest(root: Path, wanted: Manifest) -> None:
         found = json.loads(path.read_text())
     except OSError:
         raise UsageError(f"{path}: wanted a flow cache, found none; make it with `python -m vda flow`") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UsageError(f"{path}: wanted the manifest of a flow cache, the file is damaged or another") from None
     for key, value in _plain(wanted).items():
         if not isinstance(found, dict) or found.get(key) != value:
@@ -129,7 +129,7 @@ def _begin(root: Path, manifest: Manifest, dataset: VideoDataset, pairs: Sequenc
         atomic_write(root / MANIFEST, (json.dumps(_plain(manifest), indent=1) + "\n").encode())
     for clip in dataset.clips:
         (root / clip.name).mkdir(exist_ok=True)
-    return [number for number, pair in enumerate(pairs) if not _done(root, *pair)]
+    return [number for number, pair in enumerate(pairs) if not _done(root, *pair, dataset.size)]
 
 
 def frame_pairs(dataset: VideoDataset, steps: Iterable[int]) -> Iterator[tuple[Clip, int, int]]:
@@ -139,8 +139,16 @@ def frame_pairs(dataset: VideoDataset, steps: Iterable[int]) -> Iterator[tuple[C
             yield from ((clip, i, i + step) for i in range(len(clip) - step))
 
 
-def _done(root: Path, clip: Clip, i: int, j: int) -> bool:
-    return pair_path(root, clip, i, j).exists() and pair_path(root, clip, j, i).exists()
+def _done(root: Path, clip: Clip, i: int, j: int, size: tuple[int, int]) -> bool:
+    return _whole(pair_path(root, clip, i, j), size) and _whole(pair_path(root, clip, j, i), size)
+
+
+def _whole(path: Path, size: tuple[int, int]) -> bool:
+    """Whether a file is there and not cut off, by its length: a header of 128 bytes and 16 bits for u and v each."""
+    try:
+        return path.stat().st_size >= 128 + 2 * 2 * size[0] * size[1]
+    except FileNotFoundError:
+        return False
 
 
 def _store(path: Path, flow: FlowField) -> None:
