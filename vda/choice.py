@@ -19,6 +19,7 @@ from torch import nn
 
 from vda.checkpoint import Checkpoint, load_checkpoint
 from vda.data.clip import Clip, spread
+from vda.distributed import by_first
 from vda.losses import min_entropy
 from vda.models import upsample
 from vda.occlusion import needs_back, visible
@@ -50,7 +51,7 @@ def scored(run: Run, name: str) -> Scores:
         rules["agreement"] = max(found, key=lambda s: s["agreement"])
     rules["oracle"] = max(found, key=lambda s: s["miou"] or 0.0)
     scores = found[-1] | of | {"rules": {rule: s | {"rule": rule} for rule, s in rules.items()}}
-    write_scores(path, scores)
+    by_first(write_scores, path, scores)
     return scores
 
 

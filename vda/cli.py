@@ -14,6 +14,7 @@ import yaml
 from vda import config as settings
 from vda.checkpoint import atomic_write
 from vda.config import Config
+from vda.distributed import rank
 from vda.errors import UsageError
 from vda.recipes import COMPARED, DEFAULT_SCENARIO, RECIPES, SCENARIOS, check_name, recipe
 
@@ -30,7 +31,7 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | 
     try:
         command(sys.argv[1:] if argv is None else argv)
     except (UsageError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}" + (f" (process {rank()})" if rank() else ""), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; what was finished is kept", file=sys.stderr)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from vda.errors import UsageError
@@ -15,3 +17,10 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)
+
+
+def use_deterministic_algorithms() -> None:
+    """From here on what has a deterministic form takes it; torch warns of the rest, by name."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may add up in another order
+    torch.backends.cudnn.benchmark = False  # else the fastest convolution of the day is taken
+    torch.use_deterministic_algorithms(True, warn_only=True)

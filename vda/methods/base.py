@@ -53,6 +53,7 @@ class Method(nn.Module):
     title: ClassVar[str]  # in tables and reports
     settings_type: ClassVar[type[Any]] = Settings
     leaves_network: ClassVar[bool] = True  # whether the result is a segmentation network, to be scored
+    mixes: ClassVar[bool] = False  # whether a batch holds frames of both domains, how many of each is chance
     ceiling: ClassVar[bool] = False  # whether it learns from the target's labels: no rival, but what there is to gain
 
     def __init__(self, network: nn.Module) -> None:

@@ -43,6 +43,7 @@ class SegmentationNetwork(nn.Module):
         self.num_classes = num_classes
         self.batch_norm = batch_norm
         self.config: dict[str, Any] = {}
+        self.frames_at_once = 0
         self.normalise = Normalise(NORMALISATIONS[body.variant])
         self.body = body
         self.head = head
