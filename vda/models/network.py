@@ -43,7 +43,6 @@ class SegmentationNetwork(nn.Module):
         self.num_classes = num_classes
         self.batch_norm = batch_norm
         self.config: dict[str, Any] = {}
-        self.frames_at_once = 0
         self.normalise = Normalise(NORMALISATIONS[body.variant])
         self.body = body
         self.head = head
@@ -110,7 +109,7 @@ class untracked(AbstractContextManager[None]):  # noqa: N801, a context manager 
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self._norms = [m for m in network.modules() if isinstance(m, (nn.BatchNorm2d, nn.SyncBatchNorm))]
+        self._norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
 
     def __enter__(self) -> None:
         self._kept = [(norm.momentum, norm.num_batches_tracked) for norm in self._norms]
