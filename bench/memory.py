@@ -28,7 +28,8 @@ def peak(call: Callable[[], object]) -> int:
 
 
 def tensor_peak(call: Callable[[], object]) -> int:
-    """Bytes that torch's tensors on the CPU take at most while call() runs, beyond those that there were before."""
+    """Bytes that torch's tensors on the CPU take at most while call() runs, beyond those that there were before; that
+    one of these is freed meanwhile makes no difference."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         call()
     with tempfile.TemporaryDirectory() as folder:

@@ -265,10 +265,13 @@ class Split:
         return sum(self.parts.values())
 
 
+METHODS: dict[str, Callable[[World], Round]] = {"vat": World.vat, "vst": World.vst}
+
+
 def rounds(name: str, scenario: Scenario, clock: Clock, count: int) -> list[Split]:
     """`count` steps of the method after one that is not counted."""
     world = World(scenario, clock)
-    measured, beside = Steps(getattr(world, name)(), clock), Steps(world.supervised(), clock)
+    measured, beside = Steps(METHODS[name](world), clock), Steps(world.supervised(), clock)
     splits = []
     with watching_operators(clock):
         for _ in range(count + 1):
@@ -283,13 +286,22 @@ def rounds(name: str, scenario: Scenario, clock: Clock, count: int) -> list[Spli
     return splits[1:]
 
 
+def share(splits: list[Split], part: str) -> float:
+    """Of the step, the median over its rounds."""
+    return median(split.parts.get(part, 0.0) / split.step for split in splits)
+
+
+def ratio(splits: list[Split], other: Callable[[Split], float]) -> float:
+    """Of the step to what takes turns with it, the median over the rounds."""
+    return median(split.step / other(split) for split in splits)
+
+
 def markdown_row(name: str, splits: list[Split]) -> str:
     """The medians, parts as shares of the step."""
-    step = median(split.step for split in splits)
-    shares = (median(split.parts.get(part, 0.0) / split.step for split in splits) for part in PARTS)
-    ratios = (median(split.step / other(split) for split in splits) for other in (PASSES, SUPERVISED))
-    cells = [name, table.duration(step), *(f"{100 * share:.1f} %" for share in shares)]
-    return f"| {' | '.join([*cells, *(f'{ratio:.2f}' for ratio in ratios)])} |"
+    cells = [name, table.duration(median(split.step for split in splits))]
+    cells += [f"{100 * share(splits, part):.1f} %" for part in PARTS]
+    cells += [f"{ratio(splits, other):.2f}" for other in (PASSES, SUPERVISED)]
+    return f"| {' | '.join(cells)} |"
 
 
 def main(arguments: list[str]) -> int:
@@ -305,8 +317,13 @@ def main(arguments: list[str]) -> int:
     print(machine.line(machine.describe(device)) + "\n")
     print(f"| step | time | {' | '.join(PARTS)} | × passes | × supervised |")
     print(f"| --- |{' ---: |' * (len(PARTS) + 3)}", flush=True)
-    for name in ("vat", "vst"):
-        print(markdown_row(name, rounds(name, SIZES[given.size], Clock(device), given.rounds)), flush=True)
+    found = []
+    for name in METHODS:
+        splits = rounds(name, SIZES[given.size], Clock(device), given.rounds)
+        print(markdown_row(name, splits), flush=True)
+        operators = f"operators {100 * share(splits, 'operators'):.1f} %"
+        found.append(f"{name} {ratio(splits, PASSES):.2f} times its network, {operators}")
+    print("\n" + "; ".join(found))
     return 0
 
 

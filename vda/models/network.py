@@ -125,4 +125,5 @@ class untracked(AbstractContextManager[None]):  # noqa: N801, a context manager 
 def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """[N, K, h, w] -> [N, K, H, W], bilinear with aligned corners, at least float32."""
     wide = logits if logits.element_size() >= 4 else logits.float()
-    return F.interpolate(wide, size=size, mode="bilinear", align_corners=True)
+    # Few channels at full size: a softmax over them is faster plane by plane, and would copy any other layout.
+    return F.interpolate(wide.contiguous(), size=size, mode="bilinear", align_corners=True)
