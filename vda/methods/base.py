@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from vda.data.tubes import Batch, Samples
 from vda.errors import UsageError
+from vda.models import untracked as untracked  # for the methods
 from vda.models import upsample
 from vda.options import Optimiser
 
@@ -110,24 +110,6 @@ def frame_labels(batch: Batch) -> Tensor:
 def full_logits(network: nn.Module, images: Tensor) -> Tensor:
     """Logits [N, K, H, W] at the size of the images [N, 3, H, W]."""
     return upsample(network(images), (images.shape[-2], images.shape[-1]))
-
-
-@contextmanager
-def untracked(network: nn.Module) -> Iterator[None]:
-    """Inside, batch norm leaves its running statistics alone.
-
-    A method that sees the target forwards the source under it: the network will be used on the target, and running
-    statistics that mix two domains fit neither. Without effect where the policy freezes the statistics anyway.
-    """
-    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
 
 
 def tube_labels(batch: Batch) -> Tensor:
