@@ -5,6 +5,7 @@
     python train.py recipe NAME    one method, or another row of the paper's tables
     python train.py table N        all rows of a table, each part trained once
     python train.py FILE.yaml      settings from a file; every run folder has one
+    torchrun --nproc-per-node N train.py ...    the same in N processes, one for each GPU (docs/processes.md)
 
 recipe and table take --data SCENARIO, and all take settings as --SETTING VALUE. --help behind any of them lists its
 settings; `python train.py recipe --help` lists the names.
@@ -17,6 +18,8 @@ import signal
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,16 +27,19 @@ from typing import Any
 import torch
 
 from vda import config as settings
+from vda import distributed
 from vda.checkpoint import latest, load_checkpoint, load_weights, prune, save_checkpoint
 from vda.choice import scored, snapshots
-from vda.cli import Stopped, choose_folder, create_folder, parse, resumable, run_command
+from vda.cli import Stopped, can_resume, choose_folder, create_folder, parse, resumable, run_command
 from vda.data.tubes import Samples, loader
 from vda.errors import UsageError
 from vda.files import alone
 from vda.live import Live
 from vda.methods import METHODS, Method, Round
+from vda.models.synced import synchronise_batch_norm
 from vda.options import Optimiser
 from vda.panels import write_run_report
+from vda.precision import Precision
 from vda.progress import progress
 from vda.report import score_table
 from vda.run import FINISHED, Run
@@ -52,7 +58,8 @@ def train_method(run: Run, name: str) -> None:
         return
     rounds = METHODS[name].rounds(run, run.config.methods[name], folder)
     result = folder
-    with alone(folder):
+    with alone(folder) if distributed.is_first() else nullcontext():
+        distributed.wait()  # until what killed processes left is gone
         for number in itertools.count():
             _seed(run, name, number)  # initial weights of discriminators and new heads
             training = next(rounds, None)
@@ -75,8 +82,12 @@ def fit(run: Run, name: str, training: Round) -> None:
     method, optimiser, folder = training.method, training.optimiser, training.folder
     label = str(folder.relative_to(run.folder))
     method.to(run.device).train()
-    optimisers = build_optimisers(method, optimiser)
-    start = restore(folder, method, optimisers)
+    if run.config.sync_batch_norm:
+        synchronise_batch_norm(method)
+    optimisers, precision = build_optimisers(method, optimiser), Precision(run.config.precision, run.device)
+    start = restore(folder, method, optimisers, precision)
+    if run.config.compile:
+        method.network.compile()
 
     def batches(samples: Samples | None) -> Iterator[Any]:
         if samples is None:
@@ -90,31 +101,49 @@ def fit(run: Run, name: str, training: Round) -> None:
         drawn = zip(numbers, batches(training.source), batches(training.target), strict=False)
         steps = progress(live.timed(drawn), desc=label, unit="step", initial=start, total=optimiser.iterations)
         for iteration, *pair in steps:
-            _seed(run, label, iteration)  # dropout, so that a resumed run draws what the uninterrupted one would
+            # dropout, so that a resumed run draws what the uninterrupted one would
+            _seed(run, label, iteration, *[distributed.rank()] * (distributed.size() > 1))
             set_learning_rates(optimisers, optimiser, iteration)
             source, target = (batch and batch.to(run.device) for batch in pair)
-            losses = step(method, optimisers, source, target)
+            losses = step(method, optimisers, source, target, precision)
             steps.set_postfix({key: f"{value:.3f}" for key, value in losses.items()}, refresh=False)
             live.step(iteration, losses, source, target)
-            done = iteration + 1
-            if stop.requested or done in stays or done % run.config.checkpoint_every == 0:
-                save(run, name, training, optimisers, done, stays)
-            if stop.requested:
+            done, stopping = iteration + 1, distributed.any_of(stop.requested)  # after the same step everywhere
+            if stopping or done in stays or done % run.config.checkpoint_every == 0:
+                distributed.by_first(save, run, name, training, optimisers, precision, done, stays)
+            if stopping:
                 raise Stopped(f"stopped after step {done} of {label}")
 
 
-def step(method: Method, optimisers: dict[str, torch.optim.Optimizer], source: Any, target: Any) -> dict[str, float]:
-    """One update from one batch of each domain; the value of each loss."""
+def step(
+    method: Method,
+    optimisers: dict[str, torch.optim.Optimizer],
+    source: Any,
+    target: Any,
+    precision: Precision | None = None,
+) -> dict[str, float]:
+    """One update from one batch of each domain; the value of each loss, over all processes."""
+    precision = precision or Precision()
     for opt in optimisers.values():
         opt.zero_grad(set_to_none=True)
     values: dict[str, torch.Tensor] = {}
-    for group in method.losses(source, target):
-        torch.stack(list(group.values())).sum().backward()
+    groups = method.losses(source, target)
+    while True:
+        with precision.autocast():  # the forward pass alone
+            group = next(groups, None)
+        if group is None:
+            break
+        precision.backward(torch.stack(list(group.values())).sum())
         values |= {name: loss.detach() for name, loss in group.items()}
-    for opt in optimisers.values():
-        opt.step()
+    learning = [p for opt in optimisers.values() for group in opt.param_groups for p in group["params"]]
+    distributed.average_gradients(learning)
+    precision.step(optimisers.values())
+    # running statistics, so that a checkpoint holds what all processes have seen
+    distributed.average([buffer for buffer in method.buffers() if buffer.is_floating_point()])
     # one transfer, and so one wait for the device, for all of them
-    losses = dict(zip(values, torch.stack([value.float() for value in values.values()]).tolist(), strict=True))
+    found = torch.stack([value.float() for value in values.values()])
+    distributed.average([found])
+    losses = dict(zip(values, found.tolist(), strict=True))
     if any(value != value or abs(value) == float("inf") for value in losses.values()):
         raise UsageError(f"training diverged, losses {losses}: lower the learning rate of this training")
     return losses
@@ -151,7 +180,13 @@ def set_learning_rates(optimisers: dict[str, torch.optim.Optimizer], optimiser: 
 
 
 def save(
-    run: Run, name: str, training: Round, optimisers: dict[str, torch.optim.Optimizer], iteration: int, stays: set[int]
+    run: Run,
+    name: str,
+    training: Round,
+    optimisers: dict[str, torch.optim.Optimizer],
+    precision: Precision,
+    iteration: int,
+    stays: set[int],
 ) -> None:
     method = training.method
     meta = {
@@ -163,16 +198,19 @@ def save(
         "config": settings.to_dict(run.config),
         "config_digest": settings.digest(run.config),
     }
-    state = {"optimisers": {key: opt.state_dict() for key, opt in optimisers.items()}}
+    state = {
+        "optimisers": {key: opt.state_dict() for key, opt in optimisers.items()},
+        "precision": precision.state_dict(),
+    }
     modules = {key: getattr(method, key) for key in MODULES}
     save_checkpoint(training.folder, step=iteration, modules=modules, state=state, meta=meta)
     prune(training.folder, KEEP_CHECKPOINTS, spare=stays)
 
 
-def restore(folder: Path, method: Method, optimisers: dict[str, torch.optim.Optimizer]) -> int:
+def restore(folder: Path, method: Method, optimisers: dict[str, torch.optim.Optimizer], precision: Precision) -> int:
     """Loads the newest valid checkpoint of a round; the iteration to go on with, 0 where there is none."""
-    newest = latest(folder)
-    if newest is None:
+    newest = distributed.from_first(str((distributed.is_first() and latest(folder)) or ""))
+    if not newest:
         return 0
     checkpoint = load_checkpoint(newest)
     for key in MODULES:
@@ -180,6 +218,7 @@ def restore(folder: Path, method: Method, optimisers: dict[str, torch.optim.Opti
     try:
         for name, opt in optimisers.items():
             opt.load_state_dict(checkpoint.state["optimisers"][name])
+        precision.load_state_dict(checkpoint.state["precision"])
     except (KeyError, ValueError) as error:
         raise UsageError(f"{newest}: wanted the state of this training's optimisers, found another's") from error
     return int(checkpoint.meta["iteration"])
@@ -210,22 +249,33 @@ def train(argv: Sequence[str]) -> None:
         tables.main(argv[1:], train_method)
         return
     config = parse(argv, __doc__ or "")
-    folder = choose_folder(config)
+    distributed.start(config.device)
+    if distributed.restarts():
+        config = replace(config, resume=can_resume(config))
+    folder = Path(distributed.from_first(str(choose_folder(config))))
     run = Run(config, folder)  # opens and checks everything before anything is written
-    create_folder(config, folder)
-    print(f"run folder {folder}, device {run.device}, seed {config.seed}")
+    distributed.by_first(create_folder, config, folder)
+    processes = f", {distributed.size()} processes" if distributed.size() > 1 else ""
+    print(f"run folder {folder}, device {run.device}, seed {config.seed}{processes}")
     with resumable(folder):
         for name in config.training:
             train_method(run, name)
             if METHODS[name].leaves_network:
                 scored(run, name)
         scores: dict[str, Any] = {name: scored(run, name) for name in run.finished()}
-        if scores:
-            print(score_table(scores))
-            write_scores(folder / "scores.json", scores)
-        report = write_run_report(run, scores)
-    files = [name for name in ("scores.json",) if (folder / name).exists()]
-    print(f"run folder {folder}: {', '.join(['checkpoints', *files, report.name])}")
+        if distributed.is_first():
+            finish(run, scores)
+    distributed.leave()
+
+
+def finish(run: Run, scores: dict[str, Any]) -> None:
+    """What stands at the end of a run: the scores of all methods, and the report."""
+    if scores:
+        print(score_table(scores))
+        write_scores(run.folder / "scores.json", scores)
+    report = write_run_report(run, scores)
+    files = [name for name in ("scores.json",) if (run.folder / name).exists()]
+    print(f"run folder {run.folder}: {', '.join(['checkpoints', *files, report.name])}")
 
 
 if __name__ == "__main__":

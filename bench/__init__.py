@@ -11,5 +11,7 @@ networks.py     segmentation networks of random weights
 memory.py       peaks, as torch and Python count them
 harness.py      checks that a row agrees with ours, then times it
 ceilings.py     a large matrix product and a large copy, measured in the same run
-gpu.py          build, tests, sanitizers and benchmarks on a machine with a GPU, into one JSON file
+steps.py        where the time of a training step goes, beside its network alone; a command of its own
+peaks.py        peak memory of a training step, with whole tubes and frame by frame; a command of its own
+gpu.py          build, tests, sanitizers, steps and benchmarks on a machine with a GPU, into one JSON file
 """

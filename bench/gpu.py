@@ -194,6 +194,8 @@ def plan(t: Tools, work: Path) -> list[Step]:
                 needs=["build", planted, sound],
             ),
         ]
+    training = [python, "-m", "bench.steps", "--size", "paper"]
+    steps.append(Step("training steps", training, 120, exited_well, needs=["build"]))
     return [*steps, Step("bench", bench, 300, exited_well, needs=["build"])]
 
 

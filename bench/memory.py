@@ -5,6 +5,7 @@ The system's own count of a process moves by tens of megabytes with what the C l
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
 import tracemalloc
@@ -19,21 +20,24 @@ def peak(call: Callable[[], object]) -> int:
     arrays among them, take at most; the two need not come at one moment."""
     tracemalloc.start()
     try:
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-            call()
+        of_tensors = tensor_peak(call)
         _, python = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
+    return of_tensors + python
+
+
+def tensor_peak(call: Callable[[], object]) -> int:
+    """Bytes that torch's tensors on the CPU take at most while call() runs, beyond those that there were before; that
+    one of these is freed meanwhile makes no difference."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        call()
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
         profiled.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text())["traceEvents"]
     events = sorted((e for e in events if e["name"] == "[memory]"), key=lambda event: event["ts"])
-    held = most = 0
-    for event in events:
-        held += event["args"]["Bytes"]
-        most = max(most, held)
-    return most + python
+    return max(itertools.accumulate((event["args"]["Bytes"] for event in events), initial=0))
 
 
 def growth(once: Callable[[], object], twice: Callable[[], object]) -> int:

@@ -13,6 +13,7 @@ import tyro
 import yaml
 
 from vda import config as settings
+from vda import distributed
 from vda.checkpoint import atomic_write
 from vda.config import Config
 from vda.errors import UsageError
@@ -32,7 +33,8 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | 
     try:
         command(sys.argv[1:] if argv is None else argv)
     except (UsageError, OSError) as error:
-        print(f"error: {told(error) if isinstance(error, OSError) else error}", file=sys.stderr)
+        text = told(error) if isinstance(error, OSError) else error
+        print(f"error: {text}" + (f" (process {distributed.rank()})" if distributed.rank() else ""), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; what was finished is kept", file=sys.stderr)
@@ -100,14 +102,23 @@ def choose_folder(config: Config) -> Path:
                 f"{folder}: wanted a new or empty folder; pass --resume to continue a run, or another --out"
             )
         return folder
-    existing = list(itertools.takewhile(Path.exists, run_folders(config.recipe)))
-    folder = config.out or (existing[-1] if existing else Path("runs") / f"{config.recipe}-1")
+    folder = _newest(config)
     if not (folder / "config.yaml").exists():
         raise UsageError(f"{folder}: wanted a run to resume, found no config.yaml there")
     stored = settings.load_yaml(folder / "config.yaml", Config())
     if settings.digest(stored) != settings.digest(config):
         raise UsageError(f"{folder}: this run was started with other settings; {how_to_resume(folder)}")
     return folder
+
+
+def can_resume(config: Config) -> bool:
+    """Whether there is a run to go on with, where nobody can be asked."""
+    return (_newest(config) / "config.yaml").exists()
+
+
+def _newest(config: Config) -> Path:
+    existing = list(itertools.takewhile(Path.exists, run_folders(config.recipe)))
+    return config.out or (existing[-1] if existing else Path("runs") / f"{config.recipe}-1")
 
 
 def create_folder(config: Config, folder: Path) -> None:
@@ -140,6 +151,8 @@ def resumable(folder: Path) -> Iterator[None]:
             reason = "data.workers: a loader process was killed, most often for want of memory; fewer of them want less"
         elif isinstance(error, OSError):
             reason = told(error)
+        elif distributed.lost_another(error):
+            reason = "another process of this run has ended, its own message says why"
         else:
             raise
         raise UsageError(f"{reason}; {how_to_resume(folder)}") from error

@@ -26,6 +26,7 @@ from vda.data.transforms import Augment
 from vda.errors import UsageError
 from vda.methods import METHODS
 from vda.options import Data, Flow, Network, Occlusion, Report, wanted
+from vda.precision import PrecisionName
 from vda.yaml_file import read_yaml
 
 
@@ -46,6 +47,17 @@ class Config:
     """Every random choice follows from it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes the GPU where there is one."""
+    precision: PrecisionName = "fp32"
+    """Mixed precision of the training: bf16, or fp16 with scaled gradients, for GPUs. Everything else stays fp32."""
+    frames_at_once: int = 0
+    """Frames that go through the network at one time; 0: all of a step. Gradients are those of the whole step, memory
+    is that of so many frames, for one more forward pass: long tubes and large batches on a small GPU."""
+    sync_batch_norm: bool = False
+    """Batch statistics over all processes of the run; without effect where batch norm is frozen (eval)."""
+    compile: bool = False
+    """Compile the network with torch.compile: the first steps take minutes, the others less."""
+    deterministic: bool = False
+    """Bit-equal repetitions on one machine and GPU, for some speed; docs/reliability.md lists what is left out."""
     checkpoint_every: int = 500
     """Steps between checkpoints; the last step is always saved."""
     snapshots: int = 4
@@ -67,6 +79,9 @@ class Config:
         wanted(self.seed >= 0, "seed", "0 or more", self.seed)
         wanted(self.checkpoint_every >= 1, "checkpoint_every", "at least 1", self.checkpoint_every)
         wanted(self.panel_every >= 0, "panel_every", "0 or more", self.panel_every)
+        wanted(self.frames_at_once >= 0, "frames_at_once", "0 or more", self.frames_at_once)
+        alone = not (self.compile and self.frames_at_once)
+        wanted(alone, "compile", "frames_at_once of 0 beside it", self.frames_at_once)
         wanted(self.snapshots >= 1, "snapshots", "at least 1", self.snapshots)
         for name in self.methods:
             known_method(name, "methods")
@@ -89,7 +104,7 @@ def known_method(name: str, where: str) -> None:
 
 # Settings that say where and how a run is done, not what it computes.
 _BESIDE_THE_POINT = (
-    *("recipe", "out", "resume", "device", "only"),
+    *("recipe", "out", "resume", "device", "compile", "deterministic", "only"),
     *("checkpoint_every", "snapshots", "panel_every", "tensorboard", "report"),
 )
 _BESIDE_THE_POINT_OF_DATA = ("source_root", "target_root", "workers")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from vda.distributed import mean_over
 from vda.losses import Reduction, dice_loss
 from vda.ops import SegmentationSums
 
@@ -22,7 +23,7 @@ def select(sums: SegmentationSums, frames: slice) -> SegmentationSums:
 
 def cross_entropy(sums: SegmentationSums) -> Tensor:
     """`vda.losses.cross_entropy` of these frames; the segmentation term of Eq. 9 and 12."""
-    return sums.cross_entropy.sum() / sums.labelled.sum().clamp(min=1)
+    return mean_over(sums.cross_entropy.sum(), sums.labelled.sum())
 
 
 def tube_loss(sums: SegmentationSums, *, length: int, reduction: Reduction = "sum") -> Tensor:
@@ -46,11 +47,11 @@ def frame_loss(sums: SegmentationSums, *, reduction: Reduction = "sum") -> Tenso
 def iast_regulariser(sums: SegmentationSums, *, entropy_weight: float = 3.0, kld_weight: float = 0.1) -> Tensor:
     """`vda.losses.iast_regulariser` of these frames (Eq. 12)."""
     K = sums.labelled.shape[1]
-    sharpen = sums.entropy.sum() / (K * sums.unlabelled.sum()).clamp(min=1)
-    smooth = sums.uniform.sum() / (K * sums.labelled.sum()).clamp(min=1)
+    sharpen = mean_over(sums.entropy.sum(), K * sums.unlabelled.sum())
+    smooth = mean_over(sums.uniform.sum(), K * sums.labelled.sum())
     return entropy_weight * sharpen + kld_weight * smooth
 
 
 def mrkld(sums: SegmentationSums) -> Tensor:
     """`vda.losses.mrkld` of these frames."""
-    return sums.uniform.sum() / sums.labelled.sum().clamp(min=1)
+    return mean_over(sums.uniform.sum(), sums.labelled.sum())

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import cv2
 import numpy as np
@@ -25,6 +25,7 @@ from vda.checkpoint import atomic_write
 from vda.data.clip import Image, LabelMap
 from vda.data.transforms import resize_image, resize_label
 from vda.data.tubes import Batch, Mixed
+from vda.distributed import is_first
 from vda.errors import UsageError
 from vda.files import naming
 from vda.methods.base import Round, full_logits
@@ -46,18 +47,16 @@ def check_tensorboard() -> None:
 
 
 class Live:
-    """The log, panels and TensorBoard of one round; a context, in which they are open."""
+    """The log, panels and TensorBoard of one round, of the first process; a context, in which they are open."""
 
     def __init__(self, training: Round, phase: str, config: Config, palette: NDArray[np.uint8], start: int) -> None:
         """phase: the round's name in the log. palette: [K, 3] RGB. start: the iteration that the round goes on with."""
         self.training, self.phase, self.palette = training, phase, palette
-        self.panel_every = config.panel_every
+        self.panel_every = config.panel_every if is_first() else 0
         folder = training.folder
-        folder.mkdir(parents=True, exist_ok=True)
-        trim_log(folder / LOG, start)
-        self._log = (folder / LOG).open("a", buffering=1)
+        self._log = _open_log(folder / LOG, start) if is_first() else None
         self._board: Any = None
-        if config.tensorboard:
+        if config.tensorboard and is_first():
             from torch.utils.tensorboard import SummaryWriter  # an optional extra
 
             # tells TensorBoard to forget the steps of a stopped run from `start` on
@@ -68,8 +67,9 @@ class Live:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with naming(self.training.folder / LOG):
-            self._log.close()
+        if self._log is not None:
+            with naming(self.training.folder / LOG):
+                self._log.close()
         if self._board is not None:
             self._board.close()
 
@@ -90,8 +90,9 @@ class Live:
             "data_seconds": round(self._data_seconds, 4),
             "seconds": round(time.perf_counter() - self._began, 4),
         }
-        with naming(self.training.folder / LOG):
-            self._log.write(json.dumps({"phase": self.phase, "iteration": iteration, **losses, **values}) + "\n")
+        if self._log is not None:
+            with naming(self.training.folder / LOG):
+                self._log.write(json.dumps({"phase": self.phase, "iteration": iteration, **losses, **values}) + "\n")
         if self._board is not None:
             for name, value in ({f"loss/{loss}": value for loss, value in losses.items()} | values).items():
                 self._board.add_scalar(name, value, iteration)
@@ -104,6 +105,12 @@ class Live:
             atomic_write(folder / f"step-{done:06d}.jpg", _jpeg(picture))
             if self._board is not None:
                 self._board.add_image("panel", picture, iteration, dataformats="HWC")
+
+
+def _open_log(path: Path, start: int) -> TextIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    trim_log(path, start)
+    return path.open("a", buffering=1)
 
 
 def trim_log(path: Path, start: int) -> None:

@@ -1,6 +1,7 @@
 """Losses. Equation numbers are the paper's; 255 is the label of a pixel that takes no part.
 
-Sums run in float32 at least, also under autocast: sums over an image leave the range of half precision.
+Sums run in float32 at least, also under autocast: sums over an image leave the range of half precision. In a run of
+several processes (vda/distributed.py) the mean of a loss over the processes is the loss of their batches together.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vda.data.clip import IGNORE
+from vda.distributed import mean_over
 
 Reduction = Literal["sum", "mean", "present"]
 Gan = Literal["vanilla", "least_squares"]
@@ -44,7 +46,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = IGNORE) ->
     """
     _check_labels(logits, labels)
     total = F.cross_entropy(_wide(logits), labels.long(), ignore_index=ignore_index, reduction="sum")
-    return total / (labels != ignore_index).sum().clamp(min=1)
+    return mean_over(total, (labels != ignore_index).sum())
 
 
 def tube_loss(
@@ -182,8 +184,8 @@ def iast_regulariser(
     labelled = labels != ignore_index
     n_labelled = labelled.sum()
     n_ignored = labels.numel() - n_labelled
-    sharpen = (-(log_p.exp() * log_p).sum(1) * ~labelled).sum() / (K * n_ignored).clamp(min=1)
-    smooth = (-log_p.sum(1) / K * labelled).sum() / (K * n_labelled).clamp(min=1)
+    sharpen = mean_over((-(log_p.exp() * log_p).sum(1) * ~labelled).sum(), K * n_ignored)
+    smooth = mean_over((-log_p.sum(1) / K * labelled).sum(), K * n_labelled)
     return entropy_weight * sharpen + kld_weight * smooth
 
 
@@ -195,7 +197,7 @@ def mrkld(logits: Tensor, labels: Tensor, ignore_index: int = IGNORE) -> Tensor:
     """
     _check_labels(logits, labels)
     labelled = labels != ignore_index
-    return (-_log_softmax(logits).mean(1) * labelled).sum() / labelled.sum().clamp(min=1)
+    return mean_over((-_log_softmax(logits).mean(1) * labelled).sum(), labelled.sum())
 
 
 def one_hot(labels: Tensor, num_classes: int) -> Tensor:
@@ -212,7 +214,7 @@ def soft_cross_entropy(logits: Tensor, soft: Tensor) -> Tensor:
     if soft.shape != logits.shape:
         raise ValueError(f"soft: wanted {list(logits.shape)}, got {list(soft.shape)}")
     labelled = (soft > 0).any(1)
-    return -(soft * _log_softmax(logits)).sum() / labelled.sum().clamp(min=1)
+    return mean_over(-(soft * _log_softmax(logits)).sum(), labelled.sum())
 
 
 def lrent_labels(logits: Tensor, theta: Tensor, softness: float = 0.25) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from vda import distributed
+
 SECONDS_BETWEEN_LINES = 20.0
 
 
@@ -26,7 +28,11 @@ class _Lines:
 
 
 def progress(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm[Any]:
-    """`tqdm(iterable, **options)` to stderr; one line every 20 seconds and one at the end where that is a log file."""
+    """`tqdm(iterable, **options)` to stderr; one line every 20 seconds and one at the end where that is a log file.
+
+    Of several processes the first one has it."""
+    if not distributed.is_first():
+        return tqdm(iterable, disable=True, **options)
     if sys.stderr.isatty():
         return tqdm(iterable, dynamic_ncols=True, **options)
     options |= {"mininterval": SECONDS_BETWEEN_LINES, "maxinterval": SECONDS_BETWEEN_LINES, "miniters": 1}

@@ -11,25 +11,26 @@ import json
 from collections.abc import Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from vda import pseudo
+from vda import distributed, pseudo
 from vda.checkpoint import Checkpoint, atomic_write, is_valid, latest, load_checkpoint, load_weights, step_name
 from vda.config import Config, method_digest
 from vda.data import VideoDataset, open_dataset
 from vda.data.clip import FlowSource
 from vda.data.transforms import Augment
 from vda.data.tubes import LabelSource, Tubes
-from vda.device import choose_device
+from vda.device import choose_device, use_deterministic_algorithms
 from vda.errors import UsageError
 from vda.flow.cache import CachedFlow
 from vda.flow.providers import FlowProvider, NetworkFlow, both_ways, provider
 from vda.live import check_tensorboard
 from vda.methods import METHODS
-from vda.models import Ensemble, build_network
-from vda.options import Flow, Pseudo
+from vda.models import Ensemble, SegmentationNetwork, build_network
+from vda.options import Flow, Optimiser, Pseudo
 
 FINISHED = "finished.json"
 
@@ -54,6 +55,8 @@ class Run:
         decides its numbers; runs that agree in them train once."""
         self.config, self.folder, self.shared = config, folder, shared
         self.device = choose_device(config.device)
+        if config.deterministic:
+            use_deterministic_algorithms()
         data = config.data
         target_root = data.target_root or data.source_root
         self.source = _open(data.source, data.source_root, data.size)
@@ -94,6 +97,7 @@ class Run:
                     f"network.weights: wanted a file, since batch norm is frozen ({net.batch_norm}) and random weights "
                     "have no statistics; give one, or choose --network.batch-norm train"
                 )
+            self._check_processes(name, settings)
             METHODS[name].check(self, settings)
             done.add(name)
 
@@ -104,6 +108,15 @@ class Run:
             raise UsageError(
                 f"{name}: starts from {start}, which is neither trained before it nor in {self.folder_of(start)}"
             )
+
+    def _check_processes(self, name: str, settings: Any) -> None:
+        count = distributed.size()
+        for field, value in vars(settings).items():
+            if isinstance(value, Optimiser) and value.batch % count:
+                wanted = f"wanted a multiple of {count}, the processes that share it"
+                raise UsageError(f"{name}.{field}.batch: {wanted}, found {value.batch}")
+        if count > 1 and self.config.sync_batch_norm and METHODS[name].mixes:
+            raise UsageError(f"sync_batch_norm: wanted a method whose batches are all alike, {name} mixes the domains")
 
     def check_flow(self, steps: set[int], *, in_loader: bool = False) -> None:
         """Refuses a flow that the target lacks, or a flow network that loader processes would have to use.
@@ -140,7 +153,8 @@ class Run:
     def finish(self, name: str, result: Path) -> None:
         """Notes that a method is done, and which folder of its rounds holds the result."""
         folder = self.folder_of(name)
-        atomic_write(folder / FINISHED, (json.dumps({"result": str(result.relative_to(folder))}) + "\n").encode())
+        content = (json.dumps({"result": str(result.relative_to(folder))}) + "\n").encode()
+        distributed.by_first(atomic_write, folder / FINISHED, content)
 
     def finished(self) -> list[str]:
         """The methods of the run that are done and have left a segmentation network, in order."""
@@ -167,7 +181,7 @@ class Run:
             weights=net.weights,
             variant=net.variant,
         )
-        return _on_device(network, self.device)
+        return self._in_training(_on_device(network, self.device))
 
     def network_at(self, folder: Path) -> nn.Module:
         """The network of the newest checkpoint in a folder."""
@@ -175,7 +189,12 @@ class Run:
         if checkpoint.meta["classes"] != list(self.source.classes):
             found = ", ".join(checkpoint.meta["classes"])
             raise UsageError(f"{checkpoint.path}: wanted the classes {', '.join(self.source.classes)}, found {found}")
-        return network_of(checkpoint, self.device)
+        return self._in_training(network_of(checkpoint, self.device))
+
+    def _in_training(self, network: SegmentationNetwork) -> SegmentationNetwork:
+        """With what a checkpoint does not hold, since it is about this machine."""
+        network.frames_at_once = self.config.frames_at_once
+        return network
 
     # --- samples and labels
 
@@ -230,7 +249,7 @@ def result_of(folder: Path) -> Path:
         raise UsageError(f"{folder / FINISHED}: wanted the name of the result's folder, the file is damaged") from None
 
 
-def network_of(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
+def network_of(checkpoint: Checkpoint, device: torch.device) -> SegmentationNetwork:
     """The network that a checkpoint holds, built from the settings that it carries."""
     name, config = checkpoint.meta.get("method"), checkpoint.meta.get("network", {})
     if name not in METHODS or not METHODS[name].leaves_network or "num_classes" not in config:
@@ -257,6 +276,6 @@ def checkpoints(folder: Path, steps: Collection[int]) -> list[Path]:
     return [path for step in sorted(steps) if (path := folder / step_name(step)).exists() and is_valid(path)]
 
 
-def _on_device(network: nn.Module, device: torch.device) -> nn.Module:
+def _on_device(network: SegmentationNetwork, device: torch.device) -> SegmentationNetwork:
     # channels last: 15 to 20 % less time for a step on a CPU, and the layout that tensor cores want
     return network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

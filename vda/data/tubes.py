@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vda.data.clip import Clip, FlowField, FlowSource, LabelMap, VideoDataset
 from vda.data.transforms import Augment, Sample, augment
+from vda.distributed import share
 from vda.errors import UsageError
 from vda.flow.providers import both_ways
 
@@ -213,8 +214,11 @@ def draws(size: int, batch: int, seed: int, start: int, stop: int) -> Iterator[l
 
 
 def loader(tubes: Samples, *, batch: int, start: int, stop: int, workers: int = 0) -> Iterator[Batch]:
-    """Batches `start` .. `stop` - 1 of a training run, frames still uint8 until `Batch.to`."""
-    batches = list(draws(len(tubes), batch, tubes.seed, start, stop))
+    """Batches `start` .. `stop` - 1 of a training run, frames still uint8 until `Batch.to`.
+
+    batch: tubes of all processes together; each gets its share.
+    """
+    batches = [list(share(whole)) for whole in draws(len(tubes), batch, tubes.seed, start, stop)]
     loaded = DataLoader(
         tubes,
         batch_sampler=batches,

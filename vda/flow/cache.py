@@ -1,14 +1,15 @@
 """Flow computed ahead: one small file per ordered pair of frames, and a manifest that says whose flow it is.
 
 ROOT/manifest.json, ROOT/CLIP/FRAME_I-FRAME_J.npy: int16 [2, H, W] in tenths of a pixel, -32768 where unknown. Files are
-written whole or not at all, so a stopped run goes on where it was; reading maps them into memory.
+written whole or not at all, so a stopped run goes on where it was; reading maps them into memory. Several processes
+share the pairs, in one folder that all of them see.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from vda import distributed
 from vda.checkpoint import atomic_write
 from vda.data.clip import Clip, FlowField, VideoDataset
 from vda.data.flow_files import from_tenths, in_tenths
@@ -95,7 +97,31 @@ def precompute(
 
     Pairs that are there already are left alone. Raises UsageError where `root` is a cache of something else.
     """
-    manifest = Manifest(provider.name, dataset.name, dataset.size)
+    pairs = list(frame_pairs(dataset, steps))
+    todo = distributed.by_first(_begin, root, Manifest(provider.name, dataset.name, dataset.size), dataset, pairs)
+    own = distributed.share(todo)
+
+    def compute(number: int) -> None:
+        clip, i, j = pairs[number]
+        there, back = both_ways(provider, clip, i, j)
+        _store(pair_path(root, clip, i, j), there)
+        _store(pair_path(root, clip, j, i), back)
+
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        results = pool.map(compute, own)
+        done = len(pairs) - len(todo)
+        try:
+            for _ in progress(results, desc="flow", unit="pair", initial=done, total=done + len(own)):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    distributed.wait()  # what the first process reports is there
+    return len(todo)
+
+
+def _begin(root: Path, manifest: Manifest, dataset: VideoDataset, pairs: Sequence[tuple[Clip, int, int]]) -> list[int]:
+    """Makes or checks the cache; the numbers of the pairs that it lacks."""
     if (root / MANIFEST).exists():
         check_manifest(root, manifest)
     else:
@@ -103,25 +129,7 @@ def precompute(
         atomic_write(root / MANIFEST, (json.dumps(_plain(manifest), indent=1) + "\n").encode())
     for clip in dataset.clips:
         (root / clip.name).mkdir(exist_ok=True)
-    pairs = list(frame_pairs(dataset, steps))
-    todo = [(clip, i, j) for clip, i, j in pairs if not _done(root, clip, i, j, dataset.size)]
-
-    def compute(pair: tuple[Clip, int, int]) -> None:
-        clip, i, j = pair
-        there, back = both_ways(provider, clip, i, j)
-        _store(pair_path(root, clip, i, j), there)
-        _store(pair_path(root, clip, j, i), back)
-
-    with ThreadPoolExecutor(max(workers, 1)) as pool:
-        results = pool.map(compute, todo)
-        done = len(pairs) - len(todo)
-        try:
-            for _ in progress(results, desc="flow", unit="pair", initial=done, total=len(pairs)):
-                pass
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return len(todo)
+    return [number for number, pair in enumerate(pairs) if not _done(root, *pair, dataset.size)]
 
 
 def frame_pairs(dataset: VideoDataset, steps: Iterable[int]) -> Iterator[tuple[Clip, int, int]]:

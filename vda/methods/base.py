@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -53,6 +52,7 @@ class Method(nn.Module):
     title: ClassVar[str]  # in tables and reports
     settings_type: ClassVar[type[Any]] = Settings
     leaves_network: ClassVar[bool] = True  # whether the result is a segmentation network, to be scored
+    mixes: ClassVar[bool] = False  # whether a batch holds frames of both domains, how many of each is chance
     ceiling: ClassVar[bool] = False  # whether it learns from the target's labels: no rival, but what there is to gain
 
     def __init__(self, network: nn.Module) -> None:
@@ -109,24 +109,6 @@ def frame_labels(batch: Batch) -> Tensor:
 def full_logits(network: nn.Module, images: Tensor) -> Tensor:
     """Logits [N, K, H, W] at the size of the images [N, 3, H, W]."""
     return upsample(network(images), (images.shape[-2], images.shape[-1]))
-
-
-@contextmanager
-def untracked(network: nn.Module) -> Iterator[None]:
-    """Inside, batch norm leaves its running statistics alone.
-
-    A method that sees the target forwards the source under it: the network will be used on the target, and running
-    statistics that mix two domains fit neither. Without effect where the policy freezes the statistics anyway.
-    """
-    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
 
 
 def tube_labels(batch: Batch) -> Tensor:

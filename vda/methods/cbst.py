@@ -61,6 +61,7 @@ class CBST(SelfTraining):
     """Cross entropy on pseudo-labelled target, mixed with a part of the source."""
 
     title = "CBST"
+    mixes = True
     settings_type = CBSTSettings
 
     def __init__(self, network: nn.Module, settings: CBSTSettings) -> None:

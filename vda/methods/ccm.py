@@ -67,6 +67,7 @@ class CCM(SelfTraining):
     """Cross entropy on both domains, and entropy."""
 
     title = "CCM"
+    mixes = True
     settings_type = CCMSettings
 
     def __init__(self, network: nn.Module, settings: CCMSettings) -> None:

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vda.data.tubes import Batch, known_flow
+from vda.distributed import by_first, mean_over
 from vda.errors import UsageError
 from vda.flow import score_command as flow_scores
-from vda.flow.flownet2 import STRIDE, UNIT, Refinement, build_estimator, normalised
+from vda.flow.flownet2 import STRIDE, UNIT, Estimator, Refinement, build_estimator, normalised
 from vda.flow.providers import DISFlow, NetworkFlow
 from vda.flow.weights import save_weights
 from vda.methods.base import Losses, Method, Round, Settings
@@ -78,6 +79,11 @@ class FlowTraining(Method):
         torch.manual_seed(run.config.seed)
         network = build_estimator(settings.variant, settings.width).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         yield Round(folder, cls(network), settings.optimiser, run.tubes(run.source, None, flow=known_flow), None)
+        by_first(cls._graded, run, settings, folder, network)
+
+    @classmethod
+    def _graded(cls, run: Run, settings: Any, folder: Path, network: Estimator) -> None:
+        """Leaves the weights, and their scores beside those of DIS."""
         path, sha256 = save_weights(folder / FLOW_WEIGHTS, settings.variant, network.state_dict(), "flow_training")
         trained = NetworkFlow(network.eval(), f"{settings.variant}-{sha256[:12]}", run.device)
         pairs = flow_scores.choose_pairs(run.validation, 1, HELD_OUT_PAIRS)
@@ -113,5 +119,5 @@ def multi_scale_error(pyramid: list[Tensor], truth: Tensor) -> Tensor:
         level_truth = F.avg_pool2d(truth, cell) / share.clamp(min=1e-6)
         error = torch.linalg.vector_norm(estimate.float() - level_truth, dim=1, keepdim=True)
         counts = share >= 0.5
-        total = total + FINEST / 2**level * (error * counts).sum() / counts.sum().clamp(min=1)
+        total = total + FINEST / 2**level * mean_over((error * counts).sum(), counts.sum())
     return total

@@ -11,7 +11,7 @@ from vda.errors import UsageError
 from vda.models.deeplab import ASPP, DeepLab
 from vda.models.discriminator import ImageDiscriminator, SequenceDiscriminator, frozen
 from vda.models.ensemble import Ensemble
-from vda.models.network import BatchNorm, SegmentationNetwork, VariantChoice, upsample
+from vda.models.network import BatchNorm, SegmentationNetwork, VariantChoice, untracked, upsample
 from vda.models.pspnet import PSPNet
 from vda.models.resnet import Normalisation, Normalise, ResNet, Variant, load_body, resnet18, resnet50
 from vda.models.translation import PairGenerator, PatchDiscriminator
@@ -90,5 +90,6 @@ __all__ = [
     "SequenceDiscriminator",
     "build_network",
     "frozen",
+    "untracked",
     "upsample",
 ]

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from vda import distributed
 from vda.checkpoint import atomic_write
 from vda.choice import scored
 from vda.cli import SCENARIO_HELP, Stopped, scenario_of
@@ -115,6 +116,7 @@ def parse(argv: Sequence[str]) -> tuple[TableCommand, str]:
 def main(argv: Sequence[str], train_method: TrainMethod) -> None:
     """Run `python train.py table`."""
     command, scenario = parse(argv)
+    distributed.start(command.device)
     table = TABLES[command.table]
     folder = command.out or Path("runs") / f"tables-{scenario}"
     names = command.rows or tuple(command.recipes())
@@ -127,7 +129,7 @@ def main(argv: Sequence[str], train_method: TrainMethod) -> None:
     try:
         for grids in _trained(table, runs, train_method, labelling):
             for grid, (suffix, write) in itertools.product(grids, FORMATS.items()):
-                atomic_write(folder / f"{grid.name}.{suffix}", write(grid).encode())
+                distributed.by_first(atomic_write, folder / f"{grid.name}.{suffix}", write(grid).encode())
     except (KeyboardInterrupt, Stopped) as stop:
         raise Stopped(f"{stop or 'stopped'}; the same command goes on from here") from None
     print("\n\n".join(markdown(grid) for grid in grids))
