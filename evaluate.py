@@ -4,6 +4,7 @@ python evaluate.py runs/embedded-1/vst --data embedded/camera-val
 python evaluate.py runs/camvid-1/vat runs/camvid-1/vst --data camvid/dusk-val --root /data/camvid --out runs/compared
 python evaluate.py runs/camvid-1/vst /data/theirs --data camvid/dusk-val --root /data/camvid --flow dis
 python evaluate.py runs/embedded-fda-1/fda/round-2/beta-* --data embedded/camera-val --ensemble
+torchrun --nproc-per-node N evaluate.py ...    the same in N processes, which share the clips (docs/processes.md)
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
+from vda import distributed
 from vda.checkpoint import atomic_write
 from vda.cli import run_command
 from vda.data import Clip, VideoDataset, open_dataset
@@ -73,6 +75,7 @@ class Entry:
 
 
 def evaluate(options: Evaluate) -> None:
+    distributed.start(options.device)
     device = choose_device(options.device)
     files = _files(options.out)
     if not options.predictions:
@@ -87,8 +90,10 @@ def evaluate(options: Evaluate) -> None:
         for name, entry in entries.items()
     }
     print(markdown(scores), end="")
-    for path in files:
-        _write(path, scores, entries, options)
+    if distributed.is_first():
+        for path in files:
+            _write(path, scores, entries, options)
+    distributed.leave()
 
 
 def _motion(options: Evaluate, device: torch.device) -> Motion | None:

@@ -18,6 +18,7 @@ import signal
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -29,9 +30,10 @@ from vda import config as settings
 from vda import distributed
 from vda.checkpoint import latest, load_checkpoint, load_weights, prune, save_checkpoint
 from vda.choice import scored, snapshots
-from vda.cli import Stopped, choose_folder, create_folder, how_to_resume, parse, run_command
+from vda.cli import Stopped, can_resume, choose_folder, create_folder, parse, resumable, run_command
 from vda.data.tubes import Samples, loader
 from vda.errors import UsageError
+from vda.files import alone
 from vda.live import Live
 from vda.methods import METHODS, Method, Round
 from vda.models.synced import synchronise_batch_norm
@@ -56,14 +58,16 @@ def train_method(run: Run, name: str) -> None:
         return
     rounds = METHODS[name].rounds(run, run.config.methods[name], folder)
     result = folder
-    for number in itertools.count():
-        _seed(run, name, number)  # initial weights of discriminators and new heads
-        training = next(rounds, None)
-        if training is None:
-            break
-        fit(run, name, training)
-        result = training.folder
-    run.finish(name, result)
+    with alone(folder) if distributed.is_first() else nullcontext():
+        distributed.wait()  # until what killed processes left is gone
+        for number in itertools.count():
+            _seed(run, name, number)  # initial weights of discriminators and new heads
+            training = next(rounds, None)
+            if training is None:
+                break
+            fit(run, name, training)
+            result = training.folder
+        run.finish(name, result)
 
 
 def _seed(run: Run, *what: object) -> None:
@@ -131,9 +135,11 @@ def step(
             break
         precision.backward(torch.stack(list(group.values())).sum())
         values |= {name: loss.detach() for name, loss in group.items()}
-    distributed.average_gradients(method.parameters())
+    learning = [p for opt in optimisers.values() for group in opt.param_groups for p in group["params"]]
+    distributed.average_gradients(learning)
     precision.step(optimisers.values())
-    average_statistics(method)
+    # running statistics, so that a checkpoint holds what all processes have seen
+    distributed.average([buffer for buffer in method.buffers() if buffer.is_floating_point()])
     # one transfer, and so one wait for the device, for all of them
     found = torch.stack([value.float() for value in values.values()])
     distributed.average([found])
@@ -141,11 +147,6 @@ def step(
     if any(value != value or abs(value) == float("inf") for value in losses.values()):
         raise UsageError(f"training diverged, losses {losses}: lower the learning rate of this training")
     return losses
-
-
-def average_statistics(method: Method) -> None:
-    """Running statistics of batch norm that several processes share: a checkpoint holds what all of them have seen."""
-    distributed.average(buffer for buffer in method.buffers() if buffer.is_floating_point())
 
 
 def build_optimisers(method: Method, optimiser: Optimiser) -> dict[str, torch.optim.Optimizer]:
@@ -214,9 +215,12 @@ def restore(folder: Path, method: Method, optimisers: dict[str, torch.optim.Opti
     checkpoint = load_checkpoint(newest)
     for key in MODULES:
         load_weights(getattr(method, key), checkpoint, key)
-    for name, opt in optimisers.items():
-        opt.load_state_dict(checkpoint.state["optimisers"][name])
-    precision.load_state_dict(checkpoint.state["precision"])
+    try:
+        for name, opt in optimisers.items():
+            opt.load_state_dict(checkpoint.state["optimisers"][name])
+        precision.load_state_dict(checkpoint.state["precision"])
+    except (KeyError, ValueError) as error:
+        raise UsageError(f"{newest}: wanted the state of this training's optimisers, found another's") from error
     return int(checkpoint.meta["iteration"])
 
 
@@ -246,23 +250,21 @@ def train(argv: Sequence[str]) -> None:
         return
     config = parse(argv, __doc__ or "")
     distributed.start(config.device)
-    if distributed.restarted():
-        config = replace(config, resume=True)
+    if distributed.restarts():
+        config = replace(config, resume=can_resume(config))
     folder = Path(distributed.from_first(str(choose_folder(config))))
     run = Run(config, folder)  # opens and checks everything before anything is written
     distributed.by_first(create_folder, config, folder)
     processes = f", {distributed.size()} processes" if distributed.size() > 1 else ""
     print(f"run folder {folder}, device {run.device}, seed {config.seed}{processes}")
-    try:
+    with resumable(folder):
         for name in config.training:
             train_method(run, name)
             if METHODS[name].leaves_network:
                 scored(run, name)
-    except (KeyboardInterrupt, Stopped) as stop:
-        raise Stopped(f"{stop or 'stopped'}; {how_to_resume(folder)}") from None
-    scores: dict[str, Any] = {name: scored(run, name) for name in run.finished()}
-    if distributed.is_first():
-        finish(run, scores)
+        scores: dict[str, Any] = {name: scored(run, name) for name in run.finished()}
+        if distributed.is_first():
+            finish(run, scores)
     distributed.leave()
 
 

@@ -6,8 +6,6 @@ import json
 import os
 import pickle
 import random
-import signal
-import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -344,44 +342,6 @@ def test_failed_save_leaves_the_old_checkpoint(tmp_path, monkeypatch, name, call
     assert latest(tmp_path) == path
     assert same(load_checkpoint(path).modules["network"], wanted.state_dict())
     assert list(tmp_path.iterdir()) == [path]
-
-
-def save_for_ever(folder, pipe):
-    for step in range(1, 100_000):
-        net = nn.Linear(16, 16)
-        nn.init.constant_(net.weight, step)
-        save_checkpoint(folder, step=step, modules={"network": net}, state={"step": step}, meta={"iteration": step})
-        prune(folder, 2)
-        os.write(pipe, f"{step}\n".encode())
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_killed_process_leaves_a_valid_checkpoint(tmp_path):
-    rng = random.Random(0)
-    for _ in range(8):
-        reading, writing = os.pipe()
-        child = os.fork()
-        if child == 0:
-            try:
-                save_for_ever(tmp_path, writing)
-            finally:
-                os._exit(1)
-        os.close(writing)
-        with os.fdopen(reading) as steps:
-            saved = [int(steps.readline()) for _ in range(2)]
-            time.sleep(rng.random() * 0.02)
-            os.kill(child, signal.SIGKILL)
-            saved += map(int, steps.read().split())
-        assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
-        loaded = load_checkpoint(latest(tmp_path))
-        # The step that was reported is on disk; the one after it may be complete too.
-        assert loaded.step in (saved[-1], saved[-1] + 1)
-        assert loaded.state["step"] == loaded.meta["iteration"] == loaded.step
-        assert (loaded.modules["network"]["weight"] == loaded.step).all()
-        prune(tmp_path, 1)
-        assert [p.name for p in tmp_path.iterdir()] == [loaded.path.name]
-        loaded.path.rename(tmp_path / "step-000000")
 
 
 def test_safetensors_files_are_readable_by_others(tmp_path):

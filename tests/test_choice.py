@@ -128,7 +128,7 @@ def scored(
     last = SimpleNamespace(digest=f"{digest}{len(snapshots) - 1}", step=len(snapshots) - 1)
     monkeypatch.setattr(choice, "_snapshot", snapshot)
     monkeypatch.setattr(choice, "checkpoints", lambda folder, steps: [n for n in range(len(snapshots)) if n in steps])
-    monkeypatch.setattr(choice, "load_checkpoint", lambda step: step)
+    monkeypatch.setattr(choice, "load_checkpoint", int)
     monkeypatch.setattr(choice, "open_checkpoint", lambda folder: last)
     monkeypatch.setattr(choice, "snapshots", lambda step, count: set(range(step + 1)))
     run = SimpleNamespace(result=lambda name: folder, config=Config())

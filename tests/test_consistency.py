@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from fractions import Fraction
 
@@ -229,3 +230,33 @@ def test_tc_alone_needs_no_label() -> None:
     scores = scorer.scores()
     assert (scores["tc"], scores["tc_unmasked"], scores["tc_pairs"]) == (1.0, 1.0, 1)
     assert (scores["frames"], scores["clips"], scores["miou"], scores["per_clip"]) == (0, 0, None, [])
+
+
+def _add_clip(scorer: Scorer, seed: int) -> None:
+    """18 frames whose label stands still, of which a twentieth is not predicted."""
+    rng = np.random.default_rng(seed)
+    label, before = rng.integers(0, 3, (6, 8), dtype=np.uint8), None
+    for _ in range(18):
+        pred = np.where(rng.random(label.shape) < 0.05, VOID, label).astype(np.uint8)
+        scorer.add_frame(pred, label)
+        if before is not None:
+            scorer.add_pair(before, pred, constant_flow(0, 0, (6, 8)), rng.random(label.shape) < 0.9)
+        before = pred
+    scorer.end_clip(f"clip {seed}")
+
+
+def test_what_a_process_sends_of_its_clips_is_all_that_is_scored() -> None:
+    """Clips counted apart, sent as plain types and put together, against one scorer that has seen all of them."""
+    whole, together = Scorer("abc"), Scorer("abc")
+    for clips in ((0, 1), (), (2,)):  # of three processes
+        mine, sent = Scorer("abc"), io.BytesIO()
+        for seed in clips:
+            _add_clip(whole, seed)
+            _add_clip(mine, seed)
+        torch.save(mine.state(), sent)
+        together += Scorer.from_state(torch.load(io.BytesIO(sent.getvalue()), weights_only=True), "abc")
+    scores = together.scores()
+    assert scores == whole.scores()
+    assert all(0 < scores["mvc"][n] < 1 for n in ("8", "16"))
+    assert scores["tc_pairs"] == 3 * 17
+    assert 0 < scores["miou"] < 1

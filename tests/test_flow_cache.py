@@ -60,7 +60,7 @@ def test_every_pair_in_both_directions(tmp_path: Path, workers: int) -> None:
             for j in range(len(clip)):
                 if abs(i - j) in (1, 2):
                     np.testing.assert_array_equal(cached(clip, i, j), clip.exact_flow(i, j))
-    with pytest.raises(UsageError, match=r"a/0000-0003.npy: not there yet; run `python -m vda flow`"):
+    with pytest.raises(UsageError, match=r"a/0000-0003.npy: not all there yet; run `python -m vda flow`"):
         cached(data.clips[0], 0, 3)
 
 
@@ -157,9 +157,9 @@ def test_all_that_a_run_needs_is_checked_at_its_start(tmp_path: Path) -> None:
     precompute(ExactFlow(), clips(), tmp_path, steps=(1,))
     cached = CachedFlow(tmp_path, clips(), "exact")
     cached.check(clips(), {1})
-    with pytest.raises(UsageError, match=r"a/0000-0002.npy: not there yet; run `python -m vda flow`"):
+    with pytest.raises(UsageError, match=r"a/0000-0002.npy: not all there yet; run `python -m vda flow`"):
         cached.check(clips(), {1, 2})
     clip = clips().clips[1]
     pair_path(tmp_path, clip, 1, 0).unlink()
-    with pytest.raises(UsageError, match=rf"{pair_path(tmp_path, clip, 1, 0)}: not there yet"):
+    with pytest.raises(UsageError, match=rf"{pair_path(tmp_path, clip, 1, 0)}: not all there yet"):
         cached.check(clips(), {1})

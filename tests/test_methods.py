@@ -14,7 +14,7 @@ import train
 from vda.data.tubes import Batch
 from vda.methods import METHODS, Method
 from vda.methods.adaptsegnet import AdaptSegNet, AdaptSegNetSettings
-from vda.methods.base import untracked
+from vda.models import untracked
 from vda.options import Optimiser
 
 MODULES = ("network", "auxiliary", "discriminators")

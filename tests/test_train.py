@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,7 +18,11 @@ recipe: tiny
 flow: {provider: exact}
 checkpoint_every: 2
 device: cpu
-data: {source: embedded/simulator, target: embedded/camera, validation: embedded/camera-val, size: [64, 96]}
+data:
+  source: embedded/simulator:4
+  target: embedded/camera:4
+  validation: embedded/camera-val:3
+  size: [64, 96]
 network: {name: deeplab-resnet18, width: 8, batch_norm: train}
 snapshots: 2
 methods:
@@ -65,49 +69,88 @@ def test_whole_path_leaves_checkpoints_scores_and_report(tiny: Path) -> None:
 
 
 def test_same_command_same_numbers(tiny: Path) -> None:
-    assert command("train.py", "tiny.yaml", "--out", "again", "--only", "source_only", "vat", cwd=tiny).returncode == 0
+    other_ways = ("--deterministic", "--data.workers", 2, "--only", "source_only", "vat")
+    done = command("train.py", "tiny.yaml", "--out", "again", *other_ways, cwd=tiny)
+    assert done.returncode == 0, done.stderr
     for phase in ("source_only", "vat"):
         (a,), (b,) = ([*(tiny / r / phase).glob("*4/network.safetensors")] for r in ("whole", "again"))
         assert a.read_bytes() == b.read_bytes()
 
 
-def test_stopped_run_resumes_bit_for_bit(tiny: Path) -> None:
-    line = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        "tiny.yaml",
-        "--out",
-        "stopped",
-        "--checkpoint-every",
-        "1",
-    ]
-    process = subprocess.Popen(line, cwd=tiny, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    log, deadline = tiny / "stopped" / "vat" / "log.jsonl", time.monotonic() + 120
-    while not (tiny / "stopped" / "vat" / "step-000002").exists() and time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=120)
-    if process.returncode != 0:  # else it was already past its last step
-        assert process.returncode in (130, -signal.SIGTERM), errors
-        assert "Traceback" not in errors or process.returncode < 0
-    done = command("train.py", "tiny.yaml", "--out", "stopped", "--resume", cwd=tiny)
-    assert done.returncode == 0, done.stderr
-    for phase in ("source_only", "vat", "vst", "oracle"):
-        one, other = (load_file(next((tiny / r / phase).glob("*4/network.safetensors"))) for r in ("whole", "stopped"))
-        assert one.keys() == other.keys()
-        assert all((one[k] == other[k]).all() for k in one), phase
-    whole, stopped = (
-        {p.name: p.read_bytes() for p in sorted((tiny / r / "vst" / "pseudo").rglob("*.png"))}
-        for r in ("whole", "stopped")
+# Where a run is stopped, how, and what must be there first.
+STOPS = (
+    (signal.SIGINT, "source_only/step-000001", 130),
+    (signal.SIGKILL, "vat/step-000001", -signal.SIGKILL),
+    (signal.SIGKILL, "vst/pseudo/manifest.jsonl", -signal.SIGKILL),  # while labels are written
+    (signal.SIGKILL, "vst/step-000002", -signal.SIGKILL),
+)
+
+
+def stopped_at(run: Path, argv: list[str], cwd: Path, number: signal.Signals, at: str) -> tuple[int, str]:
+    """Status and errors of a run that gets a signal as soon as a file is there."""
+    line = [sys.executable, str(ROOT / "train.py"), *argv]
+    process = subprocess.Popen(
+        line,
+        cwd=cwd,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a background job ignores
     )
-    assert whole == stopped
-    assert log.exists()
+    deadline = time.monotonic() + 120
+    while not (run / at).exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(number)
+    errors = process.communicate(timeout=120)[1]
+    return process.returncode, errors
+
+
+def test_stopped_and_killed_in_every_phase_it_resumes_bit_for_bit(tiny: Path, tmp_path: Path) -> None:
+    """Weights, state of optimisers, pseudo labels, thresholds, logs, scores. The command to go on is the printed one,
+    also from another working directory."""
+    run, out = tiny / "stopped", "stopped"
+    argv, cwd = ["tiny.yaml", "--out", out, "--checkpoint-every", "1"], tiny
+    for number, at, wanted in STOPS:
+        status, errors = stopped_at(run, argv, cwd, number, at)
+        assert status in (wanted, 0), errors
+        assert "Traceback" not in errors
+        if status == 130:
+            (said,) = re.findall(r"continue with `python train\.py (.*)`", errors)
+            assert said == f"{out}/config.yaml --resume --out {out}"
+        out, cwd = str(run), tmp_path
+        argv = [f"{out}/config.yaml", "--resume", "--out", out]
+    done = command("train.py", *argv, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert "passed over" not in done.stderr
+    same_run(tiny / "whole", run)
+
+
+def same_run(whole: Path, other: Path) -> None:
+    """Whether two runs are equal in all but times, paths and how often they saved."""
+    for method in ("source_only", "vat", "vst", "oracle"):
+        for step in ("step-000002", "step-000004"):  # the snapshots stay
+            names = {path.name for path in (whole / method / step).iterdir()} - {"manifest.json"}
+            assert names == {"network.safetensors", "discriminators.safetensors", "auxiliary.safetensors", "state.pt"}
+            for name in names:
+                found = [(run / method / step / name).read_bytes() for run in (whole, other)]
+                assert found[0] == found[1], (method, step, name)
+        logs = [[*map(json.loads, (run / method / "log.jsonl").read_text().splitlines())] for run in (whole, other)]
+        for line in (*logs[0], *logs[1]):
+            del line["seconds"], line["data_seconds"]
+        assert logs[0] == logs[1]
+        assert not list((other / method).rglob("*.tmp"))
+    labels = [
+        {path.relative_to(run): path.read_bytes() for path in (run / "vst" / "pseudo").rglob("*") if path.is_file()}
+        for run in (whole, other)
+    ]
+    assert labels[0] == labels[1]
+    scores = [(run / "scores.json").read_text() for run in (whole, other)]
+    assert scores[0] == scores[1]
 
 
 def test_evaluate_repeats_the_scores_of_the_run(tiny: Path) -> None:
     done = command(
-        "evaluate.py", "whole/vst", "whole/vat", "--data", "embedded/camera-val", "--out", "s.json", cwd=tiny
+        "evaluate.py", "whole/vst", "whole/vat", "--data", "embedded/camera-val:3", "--out", "s.json", cwd=tiny
     )
     assert done.returncode == 0, done.stderr
     again, run = (json.loads((tiny / f).read_text()) for f in ("s.json", "whole/scores.json"))
@@ -166,7 +209,7 @@ def test_bad_input_is_one_sentence_and_status_2(argv: list[str], message: str, t
     done = command(argv[0], *argv[1:], cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
     text = " ".join((done.stdout + done.stderr).replace("│", " ").split())
-    assert __import__("re").search(message, text), text
+    assert re.search(message, text), text
     assert "Traceback" not in text
     assert not list(tmp_path.iterdir()), "a refused command leaves nothing behind"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from . import doctor, export
+from . import distributed, doctor, export
 from .cli import run_command
 from .data import command as data
 from .errors import UsageError
@@ -38,6 +38,8 @@ def dispatch(arguments: Sequence[str]) -> None:
     if not arguments or arguments[0] not in COMMANDS:
         found = repr(arguments[0]) if arguments else "nothing"
         raise UsageError(f"python -m vda: wanted a command ({', '.join(COMMANDS)}), got {found}")
+    if arguments[0] != "flow":
+        distributed.check_alone(f"vda {arguments[0]}")
     COMMANDS[arguments[0]](list(arguments[1:]))
 
 

@@ -29,11 +29,12 @@ import torch
 from torch import Tensor, nn
 
 from vda.errors import UsageError
+from vda.files import naming
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 STATE = "state.pt"
-_STEP = re.compile(r"step-(\d{6,})")
+_STEP = re.compile(r"step-(\d{6,})(\.old)?")
 _FILE = re.compile(r"[A-Za-z0-9_]+\.(safetensors|pt)")
 # What `torch.load(weights_only=True)` gives back as it was. Exact types: a NumPy scalar is a float to
 # isinstance.
@@ -65,10 +66,11 @@ def atomic_write(path: str | Path, content: bytes | Callable[[BinaryIO], object]
 
     content: the bytes, or a function that writes them to the open file. The folder must exist. durable: False for many
     small files that are checked before they are used: it leaves out the power cut, which costs milliseconds a file.
-    OSError (disk full, no permission) and whatever `content` raises pass through; the old file is untouched then.
+    OSError (disk full, no permission), which names `path`, and whatever `content` raises pass through; the old file is
+    untouched then.
     """
     path = Path(path)
-    with _temporary_name(path) as temporary:
+    with naming(path), _temporary_name(path) as temporary:
         # Mode 0o666 leaves the permissions to the umask; tempfile's own 0o600 would hide the file from the
         # group.
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -144,15 +146,15 @@ def save_checkpoint(
     manifest = _manifest_bytes(step, files, dict(meta))
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / step_name(step)
-    with _temporary_name(path) as temporary:
+    folder.mkdir(parents=True, exist_ok=True)
+    with naming(path), _temporary_name(path) as temporary:
         temporary.mkdir()
         for file, content in files.items():
             atomic_write(temporary / file, content)
         atomic_write(temporary / MANIFEST, manifest)
         _replace_folder(temporary, path)
-    _fsync_folder(folder)
+        _fsync_folder(folder)
     return path
 
 
@@ -165,13 +167,16 @@ def _replace_folder(new: Path, path: Path) -> None:
     if not path.exists():
         os.rename(new, path)
         return
-    with _temporary_name(path) as aside:
-        os.rename(path, aside)
-        try:
-            os.rename(new, path)
-        except OSError:
-            os.rename(aside, path)
-            raise
+    # The old one stays under a name that `latest` knows, since a kill may come between the two renames.
+    old = path.with_name(f"{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    os.rename(path, old)
+    try:
+        os.rename(new, path)
+    except OSError:
+        os.rename(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _state_bytes(state: dict[str, Any]) -> bytes:
@@ -255,12 +260,14 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         content = json.loads(text)
         claimed = content.pop("sha256")
         intact = claimed == _content_hash(content)
-    except (ValueError, KeyError, AttributeError, TypeError):
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise UsageError(f"{file}: wanted a checkpoint manifest, the file is damaged or something else") from None
     if not intact:
         raise UsageError(f"{file}: the file is damaged, its content does not have the recorded hash")
     if content.get("format") != FORMAT:
         raise UsageError(f"{file}: wanted checkpoint format {FORMAT}, found {content.get('format')!r}")
+    if (named := _STEP.fullmatch(path.name)) and int(named[1]) != content["step"]:
+        raise UsageError(f"{path}: wanted the checkpoint of step {int(named[1])}, found that of {content['step']}")
     names = content["files"]
     if STATE not in names or not all(_FILE.fullmatch(name) for name in names):
         raise UsageError(f"{file}: wanted plain file names and {STATE}, found {', '.join(names) or 'nothing'}")
@@ -284,9 +291,13 @@ def _line(error: Exception) -> str:
 
 
 def _steps(folder: Path) -> list[Path]:
-    """Step folders, newest first; temporary ones are hidden and do not match."""
-    found = {int(m[1]): p for p in folder.glob("step-*") if p.is_dir() and (m := _STEP.fullmatch(p.name))}
-    return [found[step] for step in sorted(found, reverse=True)]
+    """Step folders, newest first, one that was being replaced behind its successor; temporary ones do not match."""
+    found = [path for path in folder.glob("step-*") if path.is_dir() and _STEP.fullmatch(path.name)]
+    return sorted(found, key=lambda path: (-_step_of(path), path.name))
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-").removesuffix(".old"))
 
 
 def latest(folder: str | Path) -> Path | None:
@@ -316,9 +327,11 @@ def prune(folder: str | Path, keep: int, spare: Collection[int] = ()) -> None:
     folder = Path(folder)
     complete = 0
     for path in _steps(folder):
-        if int(path.name.removeprefix("step-")) in spare:
+        if path.suffix == ".old" and _looks_complete(path.with_suffix("")):
+            shutil.rmtree(path, ignore_errors=True)
+        elif _step_of(path) in spare:
             continue
-        if complete >= keep:
+        elif complete >= keep:
             # Hidden first: a removal that is cut short must not leave half a checkpoint under its own name.
             with _temporary_name(path) as aside:
                 os.rename(path, aside)

@@ -12,14 +12,13 @@ Appendix G leaves it open). So every training keeps a few snapshots, and beside 
 
 from __future__ import annotations
 
-import json
-
 import torch
 from torch import nn
 
 from vda.checkpoint import Checkpoint, load_checkpoint
 from vda.data.clip import Clip, spread
-from vda.distributed import by_first
+from vda.distributed import by_first, gather, share
+from vda.files import kept_json
 from vda.losses import min_entropy
 from vda.models import upsample
 from vda.occlusion import needs_back, visible
@@ -41,10 +40,12 @@ def scored(run: Run, name: str) -> Scores:
     last = open_checkpoint(folder)
     path = folder / "scores.json"
     of = {"model": last.digest, "snapshots": run.config.snapshots}
-    if path.exists() and (known := json.loads(path.read_text())).items() >= of.items():
-        return dict(known)
+    known = by_first(kept_json, path)
+    if isinstance(known, dict) and known.items() >= of.items():
+        return known
     stays = snapshots(last.step, run.config.snapshots)  # and no checkpoint that is there because a run was stopped
-    found = [_snapshot(run, name, load_checkpoint(step)) for step in checkpoints(folder, stays)]
+    there = by_first(lambda: [str(step) for step in checkpoints(folder, stays)])
+    found = [_snapshot(run, name, load_checkpoint(step)) for step in there]
     rules = {"last": found[-1]}
     if "agreement" in found[-1]:  # there are neighbouring frames
         rules["entropy"] = min(found, key=lambda s: s["entropy"])
@@ -77,18 +78,20 @@ def _snapshot(run: Run, name: str, checkpoint: Checkpoint) -> Scores:
 def without_labels(run: Run, network: nn.Module, pairs: int = PAIRS) -> dict[str, float]:
     """What can be said of a network on the target without labels: "entropy" and "agreement", both 0..1.
 
-    pairs: of neighbouring frames that are looked at. Nothing where no frame has a neighbour.
+    pairs: of neighbouring frames that are looked at; several processes share them. Nothing where no frame has a
+    neighbour.
     """
     network.eval()
-    entropies, same, seen = [], 0, 0
-    for clip, i in progress(spread(run.target, pairs), desc="target", unit="pair"):
+    of_pairs = []  # (entropy, pixels that agree, pixels that are seen)
+    for clip, i in progress(share(spread(run.target, pairs)), desc="target", unit="pair"):
         logits = [network(image_tensor(clip, j, run.device)) for j in (i, i + 1)]
-        entropies.append(float(torch.stack([min_entropy(x) for x in logits]).mean()))
-        agree, shown = _agreement(run, clip, i, logits)
-        same, seen = same + agree, seen + shown
-    if not entropies:
+        entropy = float(torch.stack([min_entropy(x) for x in logits]).mean())
+        of_pairs.append((entropy, *_agreement(run, clip, i, logits)))
+    found = [of_pair for part in gather(of_pairs) for of_pair in part]  # in order: a sum of floats depends on it
+    if not found:
         return {}
-    return {"entropy": sum(entropies) / len(entropies), "agreement": same / max(1, seen)}
+    entropies, same, seen = zip(*found, strict=True)
+    return {"entropy": sum(entropies) / len(entropies), "agreement": sum(same) / max(1, sum(seen))}
 
 
 def _agreement(run: Run, clip: Clip, i: int, logits: list[torch.Tensor]) -> tuple[int, int]:

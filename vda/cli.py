@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,11 @@ import tyro
 import yaml
 
 from vda import config as settings
+from vda import distributed
 from vda.checkpoint import atomic_write
 from vda.config import Config
-from vda.distributed import rank
 from vda.errors import UsageError
+from vda.files import told
 from vda.recipes import COMPARED, DEFAULT_SCENARIO, RECIPES, SCENARIOS, check_name, recipe
 
 SCENARIO_HELP = f"Scenarios for --data: {', '.join(COMPARED)}; {DEFAULT_SCENARIO} where not given."
@@ -31,7 +33,8 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | 
     try:
         command(sys.argv[1:] if argv is None else argv)
     except (UsageError, OSError) as error:
-        print(f"error: {error}" + (f" (process {rank()})" if rank() else ""), file=sys.stderr)
+        text = told(error) if isinstance(error, OSError) else error
+        print(f"error: {text}" + (f" (process {distributed.rank()})" if distributed.rank() else ""), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; what was finished is kept", file=sys.stderr)
@@ -99,8 +102,7 @@ def choose_folder(config: Config) -> Path:
                 f"{folder}: wanted a new or empty folder; pass --resume to continue a run, or another --out"
             )
         return folder
-    existing = list(itertools.takewhile(Path.exists, run_folders(config.recipe)))
-    folder = config.out or (existing[-1] if existing else Path("runs") / f"{config.recipe}-1")
+    folder = _newest(config)
     if not (folder / "config.yaml").exists():
         raise UsageError(f"{folder}: wanted a run to resume, found no config.yaml there")
     stored = settings.load_yaml(folder / "config.yaml", Config())
@@ -109,9 +111,24 @@ def choose_folder(config: Config) -> Path:
     return folder
 
 
+def can_resume(config: Config) -> bool:
+    """Whether there is a run to go on with, where nobody can be asked."""
+    return (_newest(config) / "config.yaml").exists()
+
+
+def _newest(config: Config) -> Path:
+    existing = list(itertools.takewhile(Path.exists, run_folders(config.recipe)))
+    return config.out or (existing[-1] if existing else Path("runs") / f"{config.recipe}-1")
+
+
 def create_folder(config: Config, folder: Path) -> None:
-    """Makes the folder of a new run, with its settings."""
-    if not (folder / "config.yaml").exists():
+    """Makes the folder of a new run, with its settings.
+
+    Raises UsageError where another run has begun there since the folder was chosen."""
+    begun = (folder / "config.yaml").exists()
+    if begun and not config.resume:
+        raise UsageError(f"{folder}: wanted a free folder, another run has just begun there; start this one again")
+    if not begun:
         folder.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(settings.to_dict(replace(config, out=None, resume=False)), sort_keys=False)
         atomic_write(folder / "config.yaml", text.encode())
@@ -119,6 +136,26 @@ def create_folder(config: Config, folder: Path) -> None:
 
 def how_to_resume(folder: Path) -> str:
     return f"continue with `python train.py {folder}/config.yaml --resume --out {folder}`"
+
+
+@contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Inside, what ends a run without being its fault says how to go on: the user, a full disk, a killed process."""
+    try:
+        yield
+    except (KeyboardInterrupt, Stopped) as stop:
+        raise Stopped(f"{stop or 'stopped'}; {how_to_resume(folder)}") from None
+    except (OSError, EOFError, RuntimeError) as error:
+        # torch tells of a loader process wherever the main thread is just then, where it does not hear it itself
+        if isinstance(error, ConnectionError | EOFError) or "DataLoader worker" in str(error):
+            reason = "data.workers: a loader process was killed, most often for want of memory; fewer of them want less"
+        elif isinstance(error, OSError):
+            reason = told(error)
+        elif distributed.lost_another(error):
+            reason = "another process of this run has ended, its own message says why"
+        else:
+            raise
+        raise UsageError(f"{reason}; {how_to_resume(folder)}") from error
 
 
 def run_folders(recipe: str) -> Iterator[Path]:

@@ -14,9 +14,9 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         built = "this torch build has no CUDA" if torch.version.cuda is None else "torch finds no usable GPU"
         raise UsageError(f"device: wanted cuda, but {built}; leave the option out to run on the CPU")
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())  # by number: to another thread "cuda" is the first one
 
 
 def use_deterministic_algorithms() -> None:

@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 # How long a process waits for the others. torchrun ends all as soon as one dies; this is for a machine that vanishes,
 # and longer than what the first process does alone, such as the report.
-PATIENCE = timedelta(hours=2)
+PATIENCE = timedelta(hours=1)
 _BUCKET = 1 << 23  # elements that are sent at once: 32 MB, large enough for the bandwidth to count
 
 _joined = False  # a group that somebody else made is not ours to talk in
@@ -39,7 +39,7 @@ def start(device: str) -> None:
     From then on standard output and progress bars are the first process's alone.
     """
     global _joined
-    if _joined or int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
+    if _joined or launched() == 1:
         return
     if not dist.is_available():
         raise UsageError("torchrun: wanted a build of torch with torch.distributed, found one without")
@@ -49,10 +49,25 @@ def start(device: str) -> None:
         raise UsageError(f"torchrun: wanted at most one process for each of the {gpus} GPUs, found process {local + 1}")
     if gpus:
         torch.cuda.set_device(local)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
+    # torchrun keeps its store over restarts, and a process that comes anew would find the addresses of those that died
+    store, number, count = next(dist.rendezvous("env://", timeout=PATIENCE))
+    store = dist.PrefixStore(f"{count}-processes-start-{restarts()}", store)
+    backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=PATIENCE)
     _joined = True
     if not is_first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+
+
+def launched() -> int:
+    """How many processes torchrun started, whether they have joined or not."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
+def check_alone(command: str) -> None:
+    """Raises UsageError where torchrun started several processes of a command that does not share its work."""
+    if launched() > 1:
+        raise UsageError(f"{command}: wanted one process, found {launched()} that torchrun started")
 
 
 def leave() -> None:
@@ -78,9 +93,14 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def restarted() -> bool:
-    """Whether torchrun started this process anew after a failure."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+def restarts() -> int:
+    """How many times torchrun has started the run anew, after a process failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def lost_another(error: Exception) -> bool:
+    """Whether this is what a process gets that talks to one that is gone."""
+    return _joined and isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or "gloo" in str(error))
 
 
 def share(items: Sequence[T]) -> Sequence[T]:
@@ -92,11 +112,13 @@ def share(items: Sequence[T]) -> Sequence[T]:
 # --- agreement
 
 
-def by_first(write: Callable[..., object], *arguments: Any) -> None:
-    """`write(*arguments)` in the first process; the others wait until it is done."""
-    if is_first():
-        write(*arguments)
-    wait()
+def by_first(do: Callable[..., T], *arguments: Any) -> T:
+    """`do(*arguments)` in the first process alone; once it is done, what it returns, on every process.
+
+    So that all go the same way where that depends on a file: machines that share a disk may see a new one at different
+    times. Types as of `gather`.
+    """
+    return from_first(cast(T, do(*arguments) if is_first() else None))
 
 
 def wait() -> None:
@@ -181,7 +203,7 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Replaces each gradient by its mean over the processes. None is taken for zero, but stays where all have None."""
     if not _joined:
         return
-    learning = [p for p in parameters if p.requires_grad]
+    learning = list(parameters)
     reached = total(torch.tensor([p.grad is not None for p in learning], dtype=torch.int64)).tolist()
     gradients = []
     for parameter, count in zip(learning, reached, strict=True):

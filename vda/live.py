@@ -11,6 +11,7 @@ import importlib.util
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
@@ -26,6 +27,7 @@ from vda.data.transforms import resize_image, resize_label
 from vda.data.tubes import Batch, Mixed
 from vda.distributed import is_first
 from vda.errors import UsageError
+from vda.files import naming
 from vda.methods.base import Round, full_logits
 from vda.models.network import SegmentationNetwork
 from vda.pictures import colour_label
@@ -66,7 +68,8 @@ class Live:
 
     def __exit__(self, *_: object) -> None:
         if self._log is not None:
-            self._log.close()
+            with naming(self.training.folder / LOG):
+                self._log.close()
         if self._board is not None:
             self._board.close()
 
@@ -88,7 +91,8 @@ class Live:
             "seconds": round(time.perf_counter() - self._began, 4),
         }
         if self._log is not None:
-            self._log.write(json.dumps({"phase": self.phase, "iteration": iteration, **losses, **values}) + "\n")
+            with naming(self.training.folder / LOG):
+                self._log.write(json.dumps({"phase": self.phase, "iteration": iteration, **losses, **values}) + "\n")
         if self._board is not None:
             for name, value in ({f"loss/{loss}": value for loss, value in losses.items()} | values).items():
                 self._board.add_scalar(name, value, iteration)
@@ -110,15 +114,20 @@ def _open_log(path: Path, start: int) -> TextIO:
 
 
 def trim_log(path: Path, start: int) -> None:
-    """Drops what the log has beyond the checkpoint that a round goes on from, and a line torn by a kill."""
-    kept = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            if json.loads(line)["iteration"] < start:
-                kept.append(line)
-        except ValueError:
-            continue
-    atomic_write(path, "".join(f"{line}\n" for line in kept).encode())
+    """Drops what the log has beyond the checkpoint that a round goes on from, and a line torn by a power cut."""
+    kept = [entry for entry in read_log(path) if entry["iteration"] < start]
+    atomic_write(path, "".join(f"{json.dumps(entry)}\n" for entry in kept).encode())
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The entries of a log, none where there is no file; a line that is torn is left out."""
+    entries = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        with suppress(ValueError, RecursionError):
+            entry = json.loads(line)
+            if isinstance(entry, dict) and isinstance(entry.get("iteration"), int):
+                entries.append(entry)
+    return entries
 
 
 # --- panels

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from vda.config import to_dict
 from vda.data.clip import IGNORE, Clip, FlowField, FlowSource, Image, LabelMap, VideoDataset
 from vda.data.tubes import Batch
 from vda.flow.providers import both_ways, provider
+from vda.live import read_log
 from vda.methods.flow import FLOW_WEIGHTS
 from vda.methods.vst import refine
 from vda.occlusion import visible
@@ -258,7 +258,7 @@ def write_run_report(run: Run, scores: dict[str, Any]) -> Path:
     for weights in run.folder.glob(f"*/{FLOW_WEIGHTS}"):
         clips.append(flow_strips(provider(Flow("flownet2", weights=weights), run.device), run.validation, report))
     logs = [run.folder_of(name).rglob("log.jsonl") for name in run.config.methods]
-    lines = [line for found in logs for log in sorted(found) for line in log.read_text().splitlines()]
+    entries = [entry for found in logs for log in sorted(found) for entry in read_log(log)]
     path = run.folder / "report.html"
     write_report(
         path,
@@ -268,7 +268,7 @@ def write_run_report(run: Run, scores: dict[str, Any]) -> Path:
         classes=run.source.classes,
         palette=run.source.palette,
         clips=clips,
-        log=[json.loads(line) for line in lines] or None,
+        log=entries or None,
         pseudo=coverage,
     )
     return path

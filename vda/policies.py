@@ -4,6 +4,9 @@ A policy sees one clip after another and thresholds theta [K] that go from clip 
 come from a first pass over the whole set (vda/pseudo.py) and stay. A `relative` policy also sees max_k P_k / theta_k
 and the class that attains it, which need not be the most likely one. A new policy is one function and one line in
 POLICIES.
+
+Several processes share the frames of a clip (vda/distributed.py). A policy sees those of its own process, which may be
+none, and brings the thresholds together: every process ends with those that one alone would have found.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vda import distributed
 from vda.data.clip import IGNORE
 from vda.matching import image_quantile
 from vda.ops import ClassThresholds, apply_thresholds
@@ -22,7 +26,7 @@ from vda.options import Pseudo
 
 @dataclass(frozen=True)
 class Confident:
-    """The predictions of one clip of N frames.
+    """The predictions of the N frames of one clip that are this process's.
 
     label [N, H, W] uint8 (argmax of P), confidence [N, H, W] float16 (max of P). relative_label, ratio: the same of
     P / theta; None where the policy does not ask for it.
@@ -45,7 +49,9 @@ class Policy:
 
 def clip_adaptive(clip: Confident, theta: Tensor, settings: Pseudo) -> tuple[Tensor, Tensor]:
     """Algorithm 1, Eq. 11: all frames of the clip are one instance and share its thresholds."""
-    theta = _updated(clip.confidence, clip.label, theta, settings)
+    counts = _counted(clip.confidence, clip.label, len(theta), settings)
+    counts.histogram = distributed.total(counts.histogram)
+    theta = counts.finish(theta)
     return _kept(clip, theta.expand(len(clip.label), -1), settings.rule), theta
 
 
@@ -53,13 +59,15 @@ def instance_adaptive(clip: Confident, theta: Tensor, settings: Pseudo) -> tuple
     """Eq. 4 (IAST): every frame is an instance.
 
     Frames come clip by clip, in their order; the published code shuffles all frames of the set. So here the thresholds
-    follow a clip more closely.
+    follow a clip more closely. Processes take turns, each with the thresholds after the last frame of the one before.
     """
-    thetas = []
-    for confidence, label in zip(clip.confidence, clip.label, strict=True):
-        theta = _updated(confidence, label, theta, settings)
-        thetas.append(theta)
-    return _kept(clip, torch.stack(thetas), settings.rule), theta
+    thetas = theta.new_empty(len(clip.label), len(theta))
+    for turn in range(distributed.size()):
+        if turn == distributed.rank():
+            for i, of_frame in enumerate(zip(clip.confidence, clip.label, strict=True)):
+                thetas[i] = theta = _counted(*of_frame, len(theta), settings).finish(theta)
+        theta = distributed.gather(theta.cpu())[turn].to(theta.device)
+    return _kept(clip, thetas, settings.rule), theta
 
 
 def class_balanced(clip: Confident, theta: Tensor, settings: Pseudo) -> tuple[Tensor, Tensor]:
@@ -79,8 +87,9 @@ def class_or_image(clip: Confident, theta: Tensor, settings: Pseudo) -> tuple[Te
     Published is "exceeds", for 32-bit confidences; 16 bits tie at 1, where nothing would exceed.
     """
     assert clip.ratio is not None
-    bars = torch.stack([image_quantile(frame, settings.alpha) for frame in clip.confidence])
-    kept = (clip.ratio >= 1) | (clip.confidence >= bars[:, None, None])
+    kept = clip.ratio >= 1
+    for of_frame, confidence in zip(kept, clip.confidence, strict=True):
+        of_frame |= confidence >= image_quantile(confidence, settings.alpha)
     return torch.where(kept, clip.label, IGNORE), theta
 
 
@@ -104,9 +113,9 @@ POLICIES: dict[str, Policy] = {
 }
 
 
-def _updated(confidence: Tensor, label: Tensor, theta: Tensor, settings: Pseudo) -> Tensor:
+def _counted(confidence: Tensor, label: Tensor, K: int, settings: Pseudo) -> ClassThresholds:
     thresholds = ClassThresholds(
-        len(theta),
+        K,
         alpha=settings.alpha,
         beta=settings.beta,
         gamma=settings.gamma,
@@ -114,7 +123,7 @@ def _updated(confidence: Tensor, label: Tensor, theta: Tensor, settings: Pseudo)
         device=confidence.device,
     )
     thresholds.update(confidence, label)
-    return thresholds.finish(theta)
+    return thresholds
 
 
 def _kept(clip: Confident, thetas: Tensor, rule: str) -> Tensor:

@@ -8,8 +8,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from vda import distributed
 from vda.checkpoint import atomic_write
 from vda.data import VideoDataset
+from vda.files import kept_json
 from vda.metrics import ConfusionMatrix, plain
 from vda.options import Pseudo
 from vda.pseudo import PseudoLabels
@@ -48,8 +50,9 @@ def at_proportion(run: Run, model: Path, settings: Pseudo, proportion: float, fo
     """
     path = folder / "p-miou.json"
     of = {key: value for key, value in asdict(settings).items() if key != "alpha"}
-    if path.exists() and (known := json.loads(path.read_text())).get("settings") == of:
-        return dict(known)
+    known = distributed.by_first(kept_json, path)
+    if isinstance(known, dict) and known.get("settings") == of:
+        return known
     low, high = 0.0, 1.0  # alpha, exclusive and inclusive
     best: dict[str, Any] = {}
     for _ in range(STEPS):
@@ -57,16 +60,20 @@ def at_proportion(run: Run, model: Path, settings: Pseudo, proportion: float, fo
         labels = run.pseudo_labels(folder / f"alpha-{alpha:.6f}", [model], replace(settings, alpha=alpha))
         reached = labels.coverage
         if not best or abs(reached - proportion) < abs(best["proportion"] - proportion):
-            grade = pseudo_scores(run.target, labels)
+            grade = distributed.by_first(pseudo_scores, run.target, labels)
             best = {"p_miou": grade["miou"], "proportion": reached, "alpha": alpha, "frames": grade["frames"]}
         if abs(reached - proportion) <= TOLERANCE:
             break
         low, high = (alpha, high) if reached < proportion else (low, alpha)
     if abs(best["proportion"] - proportion) > 10 * TOLERANCE:
         best["p_miou"] = None  # labels of another proportion are not to be compared
-    for trial in folder.glob("alpha-*"):
-        shutil.rmtree(trial)
     best |= {"dataset": run.target.name, "classes": list(run.target.classes), "size": list(run.target.size)}
     best |= {"rule": "last", "settings": of}
-    atomic_write(path, (json.dumps(best) + "\n").encode())
+    distributed.by_first(_finish, path, best)
     return best
+
+
+def _finish(path: Path, best: dict[str, Any]) -> None:
+    atomic_write(path, (json.dumps(best) + "\n").encode())
+    for trial in path.parent.glob("alpha-*"):  # last: a stopped run would make again what it has removed
+        shutil.rmtree(trial)

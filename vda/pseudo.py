@@ -1,7 +1,10 @@
 """Pseudo labels: Algorithm 1 of the paper with Eq. 10 (aggregation), and the same for every other policy.
 
+Several processes share the frames of each clip (vda/distributed.py), and write what one alone would, byte for byte:
+what thresholds are made from are counts, which add up exactly, and no pixel is sent.
+
 Memory holds the logits of at most three frames, the flow of two pairs, and 4 bytes a pixel (two labels and a 16-bit
-confidence; 7 for a relative policy) of one clip.
+confidence; 7 for a relative policy) of a process's frames of one clip.
 Labels are written as uint8 PNG, 255 for "none", beside a manifest that names the model, the flow, and the thresholds
 of every finished clip; thresholds run from clip to clip, so a stopped run continues from the manifest and ends with
 the same files.
@@ -9,12 +12,15 @@ the same files.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import sys
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +29,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vda import distributed
 from vda.checkpoint import atomic_write
 from vda.data.clip import Clip, FlowSource, LabelMap, VideoDataset
 from vda.data.labels import read_label, write_label
@@ -35,6 +42,7 @@ from vda.options import Occlusion, Pseudo
 from vda.policies import POLICIES, Confident
 from vda.progress import progress
 
+MANIFEST = "manifest.jsonl"
 _WRITERS = 8  # threads; a file waits for the disk longer than it takes to compress
 
 
@@ -60,20 +68,24 @@ class Predicted(NamedTuple):
 
 
 def predictions(generator: Generator, clip: Clip, theta: Tensor | None = None) -> Iterator[Predicted]:
-    """The frames of a clip in turn: argmax and max of the softmax, aggregated over the neighbours (Eq. 10) where the
-    settings ask for it, and of the softmax divided by `theta` [K] where that is given."""
+    """This process's frames of a clip in turn: argmax and max of the softmax, aggregated over the neighbours (Eq. 10)
+    where the settings ask for it, and of the softmax divided by `theta` [K] where that is given.
+
+    The neighbours of the first and the last of them are another process's too, and go through the network twice.
+    """
     frames: dict[int, Tensor] = {}
     logits: dict[int, Tensor] = {}
     flows: dict[tuple[int, int], Tensor] = {}
-    for i in range(len(clip)):
+    for i in distributed.share(range(len(clip))):
         near = [j for j in (i - 1, i, i + 1) if 0 <= j < len(clip)] if generator.settings.aggregate else [i]
         for j in near:
             if j not in logits:
                 frames[j] = image_tensor(clip, j, generator.device)
                 logits[j] = generator.network(frames[j])
-        if i + 1 in near:  # frame i + 1 wants the same pair from its end
-            both = torch.from_numpy(np.stack(both_ways(generator.flow, clip, i, i + 1)))
-            flows[i, i + 1], flows[i + 1, i] = both[:, None].to(generator.device)
+        for j, k in pairwise(near):  # frame k wants the same pair from its end
+            if (j, k) not in flows:
+                both = torch.from_numpy(np.stack(both_ways(generator.flow, clip, j, k)))
+                flows[j, k], flows[k, j] = both[:, None].to(generator.device)
         neighbours = [j for j in near if j != i]
         there, back = _stack([flows[i, j] for j in neighbours], like=frames[i][:, :2]), None
         if needs_back(generator.occlusion):
@@ -105,16 +117,19 @@ def _stack(maps: list[Tensor], like: Tensor) -> Tensor:
 
 
 def confident(generator: Generator, clip: Clip, theta: Tensor | None = None) -> tuple[Confident, list[float]]:
-    """The predictions of all frames of a clip, and the entropy of each."""
-    maps: list[Tensor] = []
-    entropies = []
-    for i, frame in enumerate(predictions(generator, clip, theta)):
+    """The predictions of this process's frames of a clip, and the entropy of each."""
+    none = torch.empty(0, 0, 0, device=generator.device)  # a clip may have fewer frames than there are processes
+    maps = [none.byte(), none.half()] * (1 if theta is None else 2)
+    count = len(distributed.share(range(len(clip))))
+    entropies = torch.empty(count, device=generator.device)
+    for n, frame in enumerate(predictions(generator, clip, theta)):
         found = (frame.label, frame.confidence, *(frame.relative or ()))
-        maps = maps or [x.new_empty(len(clip), *x.shape[1:]) for x in found]
+        if n == 0:
+            maps = [x.new_empty(count, *x.shape[1:]) for x in found]
         for whole, one in zip(maps, found, strict=True):
-            whole[i] = one[0]
-        entropies.append(frame.entropy)
-    return Confident(*maps), torch.stack(entropies).tolist()
+            whole[n] = one[0]
+        entropies[n] = frame.entropy
+    return Confident(*maps), entropies.tolist()
 
 
 def portion_thresholds(generator: Generator, dataset: VideoDataset) -> Tensor:
@@ -130,6 +145,7 @@ def portion_thresholds(generator: Generator, dataset: VideoDataset) -> Tensor:
     for clip in progress(dataset.clips, desc="thresholds of the whole set", unit="clip"):
         for frame in predictions(generator, clip):
             thresholds.update(frame.confidence, frame.label)
+    thresholds.histogram = distributed.total(thresholds.histogram)
     return thresholds.finish(torch.ones(K, device=generator.device, dtype=torch.float64))
 
 
@@ -144,7 +160,11 @@ class PseudoLabels:
     manifest: list[dict[str, Any]]
 
     def __call__(self, clip: Clip, i: int) -> LabelMap:
-        return read_label(self.path(clip, i))
+        path, size, K = self.path(clip, i), self.manifest[0]["size"], len(self.theta)
+        label = read_label(path)
+        if list(label.shape) != size or not ((label < K) | (label == 255)).all():
+            raise UsageError(f"{path}: wanted pseudo labels of {K} classes, {size[0]} x {size[1]}, found another image")
+        return label
 
     def path(self, clip: Clip, i: int) -> Path:
         return self.folder / clip.name / f"{clip.frame_names[i]}.png"
@@ -184,7 +204,9 @@ def generate(
     """Writes the pseudo labels of every frame of `dataset` under `folder` and returns them.
 
     model: hash of the weights, for the manifest. Clips are taken in an order shuffled by `seed`, since thresholds
-    depend on it. Clips that the manifest already has are not done again.
+    depend on it. Clips that the manifest already has are not done again, up to the first that lacks a file. Several
+    processes call it together and need a folder that they share: each writes the labels of its frames, the first one
+    the manifest.
 
     Raises UsageError where `folder` holds the labels of another model, flow, data set or setting.
     """
@@ -200,8 +222,8 @@ def generate(
         "settings": asdict(settings),
         "occlusion": asdict(generator.occlusion),
     }
-    manifest = _open_manifest(folder, head)
     order = np.random.default_rng(seed).permutation(len(dataset.clips))
+    manifest = distributed.by_first(_open_manifest, folder, head, [dataset.clips[c] for c in order])
     todo = order[len(manifest) - 1 :]
     generator.network.eval()
     with torch.inference_mode():
@@ -209,7 +231,7 @@ def generate(
         for c in progress(todo, desc="pseudo labels", unit="clip", initial=len(order) - len(todo), total=len(order)):
             entry, theta = _label(generator, dataset.clips[c], theta, folder, dataset.num_classes)
             manifest.append(entry)
-            _write_manifest(folder, manifest)
+            distributed.by_first(_write_manifest, folder, manifest)
     return PseudoLabels(folder, manifest)
 
 
@@ -220,16 +242,17 @@ def _label(generator: Generator, clip: Clip, theta: Tensor, folder: Path, K: int
     found, entropies = confident(generator, clip, theta if policy.relative else None)
     labels, theta = policy.label(found, theta, generator.settings)
     kept = labels.cpu().numpy()
-    paths = [folder / clip.name / f"{name}.png" for name in clip.frame_names]
+    paths = [folder / clip.name / f"{name}.png" for name in distributed.share(clip.frame_names)]
     with ThreadPoolExecutor(_WRITERS) as pool:
         deque(pool.map(write_label, paths, kept), maxlen=0)  # raises what a writer raised
+    # The sums below wait for all processes, which have written by then: the manifest vouches for the files of each.
     entry = {
         "clip": clip.name,
         "frames": len(clip),
         "theta": theta.tolist(),
         "coverage": _shares(kept, K),
         "predicted": _shares(found.label.cpu().numpy(), K),
-        "entropy": entropies,
+        "entropy": list(chain(*distributed.gather(entropies))),
     }
     return entry, theta
 
@@ -246,12 +269,14 @@ def _thresholds_so_far(generator: Generator, dataset: VideoDataset, manifest: li
 
 
 def _shares(labels: NDArray[np.uint8], K: int) -> list[float]:
-    """Share of all pixels that have each class."""
-    return [float(n) / max(1, labels.size) for n in np.bincount(labels.ravel(), minlength=256)[:K]]
+    """Share that each class has of the pixels of all processes."""
+    counts = distributed.total(torch.from_numpy(np.bincount(labels.ravel(), minlength=256))).tolist()
+    return [n / max(1, sum(counts)) for n in counts[:K]]
 
 
-def _open_manifest(folder: Path, head: dict[str, Any]) -> list[dict[str, Any]]:
-    path = folder / "manifest.jsonl"
+def _open_manifest(folder: Path, head: dict[str, Any], clips: list[Clip]) -> list[dict[str, Any]]:
+    """What is done of the clips, which come in this order, or a new manifest."""
+    path = folder / MANIFEST
     if not path.exists():
         _write_manifest(folder, [head])
         return [head]
@@ -261,24 +286,54 @@ def _open_manifest(folder: Path, head: dict[str, Any]) -> list[dict[str, Any]]:
             raise UsageError(
                 f"{path}: these pseudo labels are of another {key}: wanted {value}, found {manifest[0].get(key)}"
             )
-    return manifest
+    return manifest[: 1 + _done(folder, manifest, clips)]
+
+
+def _done(folder: Path, manifest: list[dict[str, Any]], clips: list[Clip]) -> int:
+    """How many clips of a manifest are there, in their order, up to the first that lacks a file."""
+    found = [entry["clip"] for entry in manifest[1:]]
+    if found != [clip.name for clip in clips[: len(found)]]:
+        raise UsageError(f"{folder / MANIFEST}: wanted the clips of the data set in their order, found others")
+    labels = PseudoLabels(folder, manifest)
+    for number, clip in enumerate(clips[: len(found)]):
+        missing = [path for i in range(len(clip)) if not (path := labels.path(clip, i)).exists()]
+        if missing:
+            print(f"{missing[0]}: is missing; labelling {clip.name} and the clips after it anew", file=sys.stderr)
+            return number
+    return len(found)
 
 
 def _read_manifest(path: Path) -> list[dict[str, Any]]:
     try:
-        manifest = [json.loads(line) for line in path.read_text().splitlines()]
-        manifest[0]["model"], [entry["theta"] for entry in manifest[1:]]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        manifest = [_unsealed(json.loads(line)) for line in path.read_text().splitlines()]
+        manifest[0]["model"], [(entry["theta"], entry["clip"]) for entry in manifest[1:]]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"{path}: wanted a manifest of pseudo labels, found: {error!r}") from None
     return manifest
 
 
+def _sealed(entry: dict[str, Any]) -> dict[str, Any]:
+    """A line with its hash: thresholds that are changed by hand or by the disk would go on to every later clip."""
+    return entry | {"sha256": _hash(entry)}
+
+
+def _unsealed(entry: dict[str, Any]) -> dict[str, Any]:
+    # lines of earlier versions have no hash
+    if entry.pop("sha256", None) not in (None, _hash(entry)):
+        raise ValueError("a line without its recorded hash")
+    return entry
+
+
+def _hash(entry: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
+
+
 def _write_manifest(folder: Path, manifest: list[dict[str, Any]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(folder / "manifest.jsonl", "".join(json.dumps(entry) + "\n" for entry in manifest).encode())
+    atomic_write(folder / MANIFEST, "".join(json.dumps(_sealed(entry)) + "\n" for entry in manifest).encode())
 
 
 def read_labels(folder: Path) -> PseudoLabels | None:
     """The pseudo labels that lie in a folder, None where there are none; UsageError where their manifest is damaged."""
-    path = folder / "manifest.jsonl"
+    path = folder / MANIFEST
     return PseudoLabels(folder, _read_manifest(path)) if path.exists() else None

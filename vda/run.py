@@ -245,15 +245,16 @@ def result_of(folder: Path) -> Path:
         return folder / str(json.loads((folder / FINISHED).read_text())["result"])
     except FileNotFoundError:
         return folder
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UsageError(f"{folder / FINISHED}: wanted the name of the result's folder, the file is damaged") from None
 
 
 def network_of(checkpoint: Checkpoint, device: torch.device) -> SegmentationNetwork:
     """The network that a checkpoint holds, built from the settings that it carries."""
-    if not METHODS[checkpoint.meta["method"]].leaves_network or "num_classes" not in checkpoint.meta["network"]:
-        raise UsageError(f"{checkpoint.path}: wanted a segmentation network, found that of {checkpoint.meta['method']}")
-    network = build_network(**checkpoint.meta["network"])
+    name, config = checkpoint.meta.get("method"), checkpoint.meta.get("network", {})
+    if name not in METHODS or not METHODS[name].leaves_network or "num_classes" not in config:
+        raise UsageError(f"{checkpoint.path}: wanted a segmentation network, found that of {name}")
+    network = build_network(**config)
     load_weights(network, checkpoint)
     return _on_device(network, device).eval()
 

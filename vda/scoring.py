@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from vda import distributed
 from vda.checkpoint import atomic_write
 from vda.data import VideoDataset
 from vda.data.clip import Clip, FlowField
@@ -64,11 +67,13 @@ def score_predictions(
 ) -> Scores:
     """The scores of a whole data set, with its name; with `motion` also TC, and what it was measured with.
 
-    Frames without labels are predicted for TC alone. Raises UsageError for a set in which there is nothing to score.
+    Frames without labels are predicted for TC alone. Several processes call it together, share the clips, and get the
+    same scores, those of one process. Raises UsageError for a set in which there is nothing to score.
     """
     scorer = Scorer(dataset.classes)
-    bar = progress(total=dataset.num_frames, desc=name, unit="frame")
-    for clip in dataset.clips:
+    clips = distributed.share(dataset.clips)
+    bar = progress(total=sum(map(len, clips)), desc=name, unit="frame")
+    for clip in clips:
         before = None
         for i in range(len(clip)):
             bar.update()
@@ -84,7 +89,8 @@ def score_predictions(
                 before = prediction
         scorer.end_clip(clip.name)
     bar.close()
-    scores = scorer.scores()
+    parts = distributed.gather(scorer.state())
+    scores = reduce(operator.add, (Scorer.from_state(part, dataset.classes) for part in parts)).scores()
     if not scores["frames"] and not scores["tc_pairs"]:
         raise UsageError(f"data set {dataset.name}: wanted labelled frames to score, found none")
     measured = {} if motion is None else {"flow": motion.flow.name, "occlusion": asdict(motion.occlusion)}

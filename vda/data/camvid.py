@@ -211,7 +211,7 @@ def _read_index(path: Path) -> dict[str, Any]:
         raise UsageError(
             f"{path}: wanted the list of sequences of CamVid, or beside it 701_StillsRaw_full or trainannot, found none"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: wanted JSON, found an unreadable file ({error})") from None
     if not isinstance(index, dict) or not isinstance(index.get("sequences"), dict):
         raise UsageError(f"{path}: wanted the key 'sequences', found none")

@@ -100,7 +100,7 @@ def _check_split(path: Path, folder: Path, clips: Set[str]) -> None:
         return
     try:
         listed = {str(image["file_name"])[:4] for image in json.loads(path.read_text())["images"]}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UsageError(f"{path}: wanted JSON with the file_name of all images, found another file") from None
     for clip in sorted(listed ^ clips):
         found = f"none of {clip}" if clip in listed else f"{clip} too"

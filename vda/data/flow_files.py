@@ -120,6 +120,8 @@ def _read_npy(path: Path, data: bytes) -> FlowField:
         array = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise UsageError(f"{path}: wanted a NumPy array, cannot read it ({error})") from None
+    if not isinstance(array, np.ndarray):
+        raise UsageError(f"{path}: wanted a NumPy array, found an archive of them; call it .npz")
     return _from_array(path, array)
 
 

@@ -210,7 +210,7 @@ def _read_index(folder: Path) -> VideoFrames | None:
         frames = VideoFrames(**json.loads((folder / INDEX).read_bytes()))
         whole = frames.format == FORMAT and len(frames.numbers) == len(frames.sizes) > 0
         return frames if whole and all(isinstance(x, int | float) for x in frames.changes) else None
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -1,14 +1,15 @@
 """Flow computed ahead: one small file per ordered pair of frames, and a manifest that says whose flow it is.
 
 ROOT/manifest.json, ROOT/CLIP/FRAME_I-FRAME_J.npy: int16 [2, H, W] in tenths of a pixel, -32768 where unknown. Files are
-written whole or not at all, so a stopped run goes on where it was; reading maps them into memory.
+written whole or not at all, so a stopped run goes on where it was; reading maps them into memory. Several processes
+share the pairs, in one folder that all of them see.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from vda import distributed
 from vda.checkpoint import atomic_write
 from vda.data.clip import Clip, FlowField, VideoDataset
 from vda.data.flow_files import from_tenths, in_tenths
@@ -25,7 +27,7 @@ from vda.progress import progress
 
 FORMAT = "vda-flow-cache-1"
 MANIFEST = "manifest.json"
-LACKING = "not there yet; run `python -m vda flow` for this data set, with all --steps that are needed, to its end"
+LACKING = "not all there yet; run `python -m vda flow` for this data set, with all --steps that are needed, to its end"
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class CachedFlow:
         """UsageError unless both directions of all pairs are there; reads none of them."""
         for clip, i, j in frame_pairs(dataset, steps):
             for path in (pair_path(self.root, clip, i, j), pair_path(self.root, clip, j, i)):
-                if not path.exists():
+                if not _whole(path, self.size):
                     raise UsageError(f"{path}: {LACKING}")
 
     def __call__(self, clip: Clip, i: int, j: int) -> FlowField:
@@ -67,8 +69,8 @@ class CachedFlow:
             raise UsageError(f"{path}: {LACKING}") from None
         except (ValueError, EOFError, OSError) as error:
             raise UsageError(f"{path}: wanted a flow of the cache, cannot read it ({error})") from None
-        if stored.dtype != np.int16 or stored.shape != (2, *self.size):
-            found = f"{stored.dtype} {list(stored.shape)}"
+        if not isinstance(stored, np.ndarray) or stored.dtype != np.int16 or stored.shape != (2, *self.size):
+            found = f"{stored.dtype} {list(stored.shape)}" if isinstance(stored, np.ndarray) else "an archive"
             raise UsageError(f"{path}: wanted int16 flow of the frames' size, found {found}")
         return from_tenths(stored)
 
@@ -80,7 +82,7 @@ def check_manifest(root: Path, wanted: Manifest) -> None:
         found = json.loads(path.read_text())
     except OSError:
         raise UsageError(f"{path}: wanted a flow cache, found none; make it with `python -m vda flow`") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UsageError(f"{path}: wanted the manifest of a flow cache, the file is damaged or another") from None
     for key, value in _plain(wanted).items():
         if not isinstance(found, dict) or found.get(key) != value:
@@ -95,7 +97,31 @@ def precompute(
 
     Pairs that are there already are left alone. Raises UsageError where `root` is a cache of something else.
     """
-    manifest = Manifest(provider.name, dataset.name, dataset.size)
+    pairs = list(frame_pairs(dataset, steps))
+    todo = distributed.by_first(_begin, root, Manifest(provider.name, dataset.name, dataset.size), dataset, pairs)
+    own = distributed.share(todo)
+
+    def compute(number: int) -> None:
+        clip, i, j = pairs[number]
+        there, back = both_ways(provider, clip, i, j)
+        _store(pair_path(root, clip, i, j), there)
+        _store(pair_path(root, clip, j, i), back)
+
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        results = pool.map(compute, own)
+        done = len(pairs) - len(todo)
+        try:
+            for _ in progress(results, desc="flow", unit="pair", initial=done, total=done + len(own)):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    distributed.wait()  # what the first process reports is there
+    return len(todo)
+
+
+def _begin(root: Path, manifest: Manifest, dataset: VideoDataset, pairs: Sequence[tuple[Clip, int, int]]) -> list[int]:
+    """Makes or checks the cache; the numbers of the pairs that it lacks."""
     if (root / MANIFEST).exists():
         check_manifest(root, manifest)
     else:
@@ -103,25 +129,7 @@ def precompute(
         atomic_write(root / MANIFEST, (json.dumps(_plain(manifest), indent=1) + "\n").encode())
     for clip in dataset.clips:
         (root / clip.name).mkdir(exist_ok=True)
-    pairs = list(frame_pairs(dataset, steps))
-    todo = [(clip, i, j) for clip, i, j in pairs if not _done(root, clip, i, j)]
-
-    def compute(pair: tuple[Clip, int, int]) -> None:
-        clip, i, j = pair
-        there, back = both_ways(provider, clip, i, j)
-        _store(pair_path(root, clip, i, j), there)
-        _store(pair_path(root, clip, j, i), back)
-
-    with ThreadPoolExecutor(max(workers, 1)) as pool:
-        results = pool.map(compute, todo)
-        done = len(pairs) - len(todo)
-        try:
-            for _ in progress(results, desc="flow", unit="pair", initial=done, total=len(pairs)):
-                pass
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return len(todo)
+    return [number for number, pair in enumerate(pairs) if not _done(root, *pair, dataset.size)]
 
 
 def frame_pairs(dataset: VideoDataset, steps: Iterable[int]) -> Iterator[tuple[Clip, int, int]]:
@@ -131,8 +139,16 @@ def frame_pairs(dataset: VideoDataset, steps: Iterable[int]) -> Iterator[tuple[C
             yield from ((clip, i, i + step) for i in range(len(clip) - step))
 
 
-def _done(root: Path, clip: Clip, i: int, j: int) -> bool:
-    return pair_path(root, clip, i, j).exists() and pair_path(root, clip, j, i).exists()
+def _done(root: Path, clip: Clip, i: int, j: int, size: tuple[int, int]) -> bool:
+    return _whole(pair_path(root, clip, i, j), size) and _whole(pair_path(root, clip, j, i), size)
+
+
+def _whole(path: Path, size: tuple[int, int]) -> bool:
+    """Whether a file is there and not cut off, by its length: a header of 128 bytes and 16 bits for u and v each."""
+    try:
+        return path.stat().st_size >= 128 + 2 * 2 * size[0] * size[1]
+    except FileNotFoundError:
+        return False
 
 
 def _store(path: Path, flow: FlowField) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import tyro
 from PIL import Image as Pillow
 
+from vda import distributed
 from vda.checkpoint import atomic_write
 from vda.data import open_dataset
 from vda.data.clip import Image
@@ -25,7 +26,7 @@ from vda.pictures import flow_image, png
 
 @dataclass(frozen=True)
 class FlowCommand:
-    """Optical flow, computed ahead for a data set (resumable), or between two images."""
+    """Optical flow, computed ahead for a data set (resumable; torchrun shares the pairs), or between two images."""
 
     inputs: tyro.conf.Positional[tuple[str, ...]]
     """A data set as DATASET/SPLIT, or two image files: the flow goes from the first to the second."""
@@ -56,14 +57,17 @@ def flow_main(arguments: list[str]) -> None:
     for name, value in (("workers", command.workers), ("steps", min(command.steps, default=0))):
         if value < 1:
             raise UsageError(f"vda flow: wanted --{name} of at least 1, got {value}")
+    distributed.start(command.device)
     dataset = open_dataset(command.inputs[0], command.root, command.size)
     source = provider(command.flow, choose_device(command.device))
     new = precompute(source, dataset, command.out, steps=command.steps, workers=command.workers)
     print(f"{command.out}: flow of {dataset.name} by {source.name}, {new} pairs computed now")
+    distributed.leave()
     return None
 
 
 def between_images(command: FlowCommand) -> None:
+    distributed.check_alone("vda flow of two images")
     if command.out.suffix not in (".png", *WRITERS) or not command.out.parent.is_dir():
         raise UsageError(f"{command.out}: wanted a .png, .flo or .npy in a folder that exists")
     first, second = (read_image(Path(name)) for name in command.inputs)

@@ -178,7 +178,7 @@ def _metadata(data: bytes) -> dict[str, str]:
     try:
         length = int.from_bytes(data[:8], "little")
         metadata: dict[str, str] = json.loads(data[8 : 8 + length]).get("__metadata__", {})
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         metadata = {}
     return metadata
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from vda.data.tubes import Batch, true_labels
 from vda.losses import cross_entropy
 from vda.methods.adversarial import MAPS, AdversarialSettings, Contest, contest
-from vda.methods.base import Losses, Method, Round, frame_labels, frames, untracked
-from vda.models import ASPP, ImageDiscriminator, upsample
+from vda.methods.base import Losses, Method, Round, frame_labels, frames
+from vda.models import ASPP, ImageDiscriminator, untracked, upsample
 
 if TYPE_CHECKING:
     from vda.run import Run

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from vda.data.tubes import Batch
 from vda.losses import cross_entropy, min_entropy
 from vda.methods.adaptsegnet import AdaptSegNet, AdaptSegNetSettings
-from vda.methods.base import Losses, frame_labels, frames, untracked
+from vda.methods.base import Losses, frame_labels, frames
+from vda.models import untracked
 
 
 @dataclass(frozen=True)

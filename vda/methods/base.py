@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from vda.data.tubes import Batch, Samples
 from vda.errors import UsageError
-from vda.models import untracked as untracked  # for the methods
 from vda.models import upsample
 from vda.options import Optimiser
 

@@ -23,8 +23,8 @@ from torch import nn
 
 from vda.data.tubes import Batch, true_labels
 from vda.losses import cross_entropy, robust_entropy
-from vda.methods.base import Losses, Method, Round, Settings, frame_labels, frames, full_logits, untracked
-from vda.models import upsample
+from vda.methods.base import Losses, Method, Round, Settings, frame_labels, frames, full_logits
+from vda.models import untracked, upsample
 from vda.options import Pseudo, wanted
 from vda.spectral import transfer_spectrum
 

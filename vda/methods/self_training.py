@@ -14,7 +14,8 @@ from vda.data.transforms import Augment
 from vda.data.tubes import Batch, Samples, true_labels
 from vda.fused import iast_regulariser
 from vda.losses import cross_entropy
-from vda.methods.base import Losses, Method, Round, Settings, frame_labels, frames, full_logits, untracked
+from vda.methods.base import Losses, Method, Round, Settings, frame_labels, frames, full_logits
+from vda.models import untracked
 from vda.ops import SegmentationSums
 from vda.options import Optimiser, Pseudo, wanted
 from vda.pseudo import PseudoLabels

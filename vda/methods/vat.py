@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from vda.data.tubes import Batch, true_labels
 from vda.fused import cross_entropy, frame_loss, select, tube_loss
 from vda.methods.adversarial import AdversarialSettings, Contest, contest
-from vda.methods.base import Losses, Method, Round, tube_labels, untracked, wants_tubes
-from vda.models import ImageDiscriminator, SequenceDiscriminator, upsample
+from vda.methods.base import Losses, Method, Round, tube_labels, wants_tubes
+from vda.models import ImageDiscriminator, SequenceDiscriminator, untracked, upsample
 from vda.ops import SegmentationSums, segmentation_sums
 
 if TYPE_CHECKING:

@@ -90,7 +90,7 @@ class VideoConsistency:
         self.ignore = ignore
         self.lengths = tuple(lengths)
         self.windows: Counts = np.zeros(len(self.lengths), np.int64)
-        self._share_units = [0] * len(self.lengths)  # Python integers: no overflow, no rounding
+        self.share_units = [0] * len(self.lengths)  # Python integers: no overflow, no rounding
         self._label: NDArray[Any] | None = None  # of the last frame
         self.end_clip()
 
@@ -117,7 +117,7 @@ class VideoConsistency:
         steady, right = (int(np.count_nonzero(run >= length)) for run in (self._steady, self._right))
         if steady:
             self.windows[row] += 1
-            self._share_units[row] += (right << _SHARE_BITS) // steady
+            self.share_units[row] += (right << _SHARE_BITS) // steady
 
     def end_clip(self) -> None:
         """Ends the present clip, or its present run of labelled frames: no window crosses this point."""
@@ -135,12 +135,12 @@ class VideoConsistency:
             raise ValueError("a clip is still open: call end_clip() on both before adding them")
         total = VideoConsistency(self.num_classes, self.ignore, self.lengths)
         total.windows = self.windows + other.windows
-        total._share_units = [a + b for a, b in zip(self._share_units, other._share_units, strict=True)]
+        total.share_units = [a + b for a, b in zip(self.share_units, other.share_units, strict=True)]
         return total
 
     def per_length(self) -> NDArray[np.float64]:
         """mVC_n of each length, fractions; nan where there is no window."""
-        return ratio([units / 2**_SHARE_BITS for units in self._share_units], self.windows)
+        return ratio([units / 2**_SHARE_BITS for units in self.share_units], self.windows)
 
 
 def _host(array: LabelArray) -> NDArray[Any]:

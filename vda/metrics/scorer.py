@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
@@ -36,6 +36,30 @@ class ClipCounts:
         self.vpq = VideoPanopticQuality(self.num_classes, self.ignore)
         self.video = VideoConsistency(self.num_classes, self.ignore)
         self.temporal = TemporalConsistency(self.num_classes, self.ignore)
+
+    def state(self) -> dict[str, Any]:
+        """All counts in lists and Python's own numbers. The clip must be over."""
+        vpq, video, temporal = self.vpq, self.video, self.temporal
+        return {
+            "name": self.name,
+            "frames": self.frames,
+            "confusion": self.confusion.counts.tolist(),
+            "vpq": [counts.tolist() for counts in (vpq.tp, vpq.fp, vpq.fn, vpq.iou_units)],
+            "video": [video.windows.tolist(), video.share_units],
+            "temporal": [temporal.matrix.counts.tolist(), temporal.unmasked.counts.tolist(), temporal.pairs],
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], num_classes: int, ignore: int) -> ClipCounts:
+        clip = cls(num_classes, ignore, state["name"], state["frames"])
+        vpq, video, temporal = clip.vpq, clip.video, clip.temporal
+        clip.confusion.counts = np.array(state["confusion"])
+        vpq.tp, vpq.fp, vpq.fn = map(np.array, state["vpq"][:3])
+        vpq.iou_units = np.array(state["vpq"][3], object)
+        video.windows, video.share_units = np.array(state["video"][0]), list(state["video"][1])
+        temporal.matrix.counts, temporal.unmasked.counts = map(np.array, state["temporal"][:2])
+        temporal.pairs = state["temporal"][2]
+        return clip
 
     def __add__(self, other: ClipCounts) -> ClipCounts:
         total = ClipCounts(self.num_classes, self.ignore, frames=self.frames + other.frames)
@@ -89,6 +113,18 @@ class Scorer:
         clip.video.end_clip()
         if clip.frames or clip.temporal.pairs:
             self.clips.append(clip)
+
+    def state(self) -> dict[str, Any]:
+        """What was counted, in lists and Python's own numbers, so that it can be sent. The present clip is ended."""
+        self.end_clip()
+        return {"size": self.size, "clips": [clip.state() for clip in self.clips]}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], classes: Sequence[str], ignore: int = IGNORE) -> Scorer:
+        scorer = cls(classes, ignore)
+        scorer.size = state["size"]
+        scorer.clips = [ClipCounts.from_state(clip, len(scorer.classes), ignore) for clip in state["clips"]]
+        return scorer
 
     def __add__(self, other: Scorer) -> Scorer:
         """Sum over clips seen by either. Both must stand between two clips (`end_clip`)."""

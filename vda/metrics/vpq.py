@@ -41,7 +41,7 @@ class VideoPanopticQuality:
         self.tp: Counts = np.zeros(shape, np.int64)
         self.fp: Counts = np.zeros(shape, np.int64)
         self.fn: Counts = np.zeros(shape, np.int64)
-        self._iou_units = np.zeros(shape, object)  # Python integers: no overflow, no rounding
+        self.iou_units = np.zeros(shape, object)  # Python integers: no overflow, no rounding
         self._recent: deque[Counts] = deque(maxlen=max(self.windows))
 
     def add_frame(self, pred: LabelArray, label: LabelArray) -> None:
@@ -68,7 +68,7 @@ class VideoPanopticQuality:
         self.fn[row] += ~match & (truth > 0)
         self.fp[row] += ~match & (predicted > 0) & (2 * on_void <= predicted)
         iou = both[match] / union[match]
-        self._iou_units[row, match] += (iou * _IOU_UNIT).astype(np.int64).astype(object)
+        self.iou_units[row, match] += (iou * _IOU_UNIT).astype(np.int64).astype(object)
 
     def end_clip(self) -> None:
         """Ends the present clip: no window crosses this point."""
@@ -90,7 +90,7 @@ class VideoPanopticQuality:
             raise ValueError("a clip is still open: call end_clip() on both before adding them")
         total = VideoPanopticQuality(self.num_classes, self.ignore, self.windows)
         total.tp, total.fp, total.fn = self.tp + other.tp, self.fp + other.fp, self.fn + other.fn
-        total._iou_units = self._iou_units + other._iou_units
+        total.iou_units = self.iou_units + other.iou_units
         return total
 
     @property
@@ -101,7 +101,7 @@ class VideoPanopticQuality:
     @property
     def iou_sum(self) -> NDArray[np.float64]:
         """Sum of the matched tubes' IoU, [windows, K]."""
-        return np.array([[units / _IOU_UNIT for units in row] for row in self._iou_units], np.float64)
+        return np.array([[units / _IOU_UNIT for units in row] for row in self.iou_units], np.float64)
 
     def per_window(self) -> NDArray[np.float64]:
         """VPQ^s_{k,c}, [windows, K], fractions; nan where class c occurs in no window of k frames."""

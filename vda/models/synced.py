@@ -15,8 +15,8 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         if not self.training or distributed.size() == 1:
             return super().forward(x)
         self._check_input_dim(x)
-        wide = x.float()
-        count = distributed.total(torch.tensor(float(x.numel() // x.shape[1]), device=x.device))
+        wide = x if x.element_size() >= 4 else x.float()  # not half, also under autocast
+        count = distributed.total(torch.tensor(float(x.numel() // x.shape[1]), dtype=wide.dtype, device=x.device))
         mean = distributed.differentiable_total(wide.sum((0, 2, 3))) / count
         centred = wide - mean[:, None, None]
         variance = distributed.differentiable_total(centred.square().sum((0, 2, 3))) / count

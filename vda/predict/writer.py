@@ -51,7 +51,7 @@ class Record:
         try:
             found = json.loads(path.read_text())
             clips = dict(found.pop("clips"))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise UsageError(f"{path}: wanted the record of earlier predictions, the file is damaged") from None
         for key, value in self.made_by.items():
             if found.get(key) != value:
