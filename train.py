@@ -36,7 +36,7 @@ from vda.errors import UsageError
 from vda.files import alone
 from vda.live import Live
 from vda.methods import METHODS, Method, Round
-from vda.models.synced import synchronise_batch_norm
+from vda.models.synced import moving_statistics, synchronise_batch_norm
 from vda.options import Optimiser
 from vda.panels import write_run_report
 from vda.precision import Precision
@@ -101,8 +101,8 @@ def fit(run: Run, name: str, training: Round) -> None:
         drawn = zip(numbers, batches(training.source), batches(training.target), strict=False)
         steps = progress(live.timed(drawn), desc=label, unit="step", initial=start, total=optimiser.iterations)
         for iteration, *pair in steps:
-            # dropout, so that a resumed run draws what the uninterrupted one would
-            _seed(run, label, iteration, *[distributed.rank()] * (distributed.size() > 1))
+            # dropout: a resumed run draws what the uninterrupted one would, and every process something else
+            _seed(run, label, iteration, *([distributed.rank()] if distributed.rank() else []))
             set_learning_rates(optimisers, optimiser, iteration)
             source, target = (batch and batch.to(run.device) for batch in pair)
             losses = step(method, optimisers, source, target, precision)
@@ -138,8 +138,7 @@ def step(
     learning = [p for opt in optimisers.values() for group in opt.param_groups for p in group["params"]]
     distributed.average_gradients(learning)
     precision.step(optimisers.values())
-    # running statistics, so that a checkpoint holds what all processes have seen
-    distributed.average([buffer for buffer in method.buffers() if buffer.is_floating_point()])
+    distributed.average(moving_statistics(method))  # so that a checkpoint holds what all processes have seen
     # one transfer, and so one wait for the device, for all of them
     found = torch.stack([value.float() for value in values.values()])
     distributed.average([found])

@@ -152,7 +152,7 @@ def test_losses_are_one_transfer_and_the_same_numbers(monkeypatch: pytest.Monkey
     weight = torch.nn.Parameter(torch.tensor(0.1))
     other = torch.nn.Parameter(torch.tensor(1 / 3, dtype=torch.float16))
     groups = [{"a": weight * 3, "b": weight.square()}, {"c": other * 1}]
-    method = SimpleNamespace(losses=lambda source, target: iter(groups), buffers=list)
+    method = SimpleNamespace(losses=lambda source, target: iter(groups), modules=list)
     wanted = {name: float(value.detach()) for group in groups for name, value in group.items()}
     monkeypatch.setattr(torch.Tensor, "__float__", lambda self: pytest.fail("a wait for every loss"))
     assert train.step(method, {}, None, None) == wanted  # type: ignore[arg-type]
