@@ -18,13 +18,18 @@ from torch.profiler import ProfilerActivity, profile
 def peak(call: Callable[[], object]) -> int:
     """Bytes that torch's tensors on the CPU take at most while call() runs, plus those that Python's objects, NumPy's
     arrays among them, take at most; the two need not come at one moment."""
-    tracemalloc.start()
-    try:
-        of_tensors = tensor_peak(call)
-        _, python = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    return of_tensors + python
+    python = 0
+
+    def traced() -> None:
+        nonlocal python
+        tracemalloc.start()
+        try:
+            call()
+            python = tracemalloc.get_traced_memory()[1]  # before the profile is read, which takes more than the call
+        finally:
+            tracemalloc.stop()
+
+    return tensor_peak(traced) + python
 
 
 def tensor_peak(call: Callable[[], object]) -> int:

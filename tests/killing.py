@@ -194,16 +194,18 @@ def kill_repeatedly(work: Callable[[Path], None], folder: Path, kills: int, rng:
     while done < kills or not ended:
         part = folder / f"part{ended}"
         child = forked(work, part)
-        # towards the end of a span there is more to lose; after the last kill it may finish
-        time.sleep(span * (rng.random() ** 0.5 if done < kills else 100 * span))
-        os.kill(child, signal.SIGKILL)
+        if done < kills:
+            time.sleep(span * rng.random() ** 0.5)  # later there is more to lose
+            os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
         if os.WIFSIGNALED(status):
             done += 1
+            span *= 1.05
             check(part, whole)
         else:
             assert status == 0, "a child that goes on ends well"
             ended += 1
+            span *= 0.8  # faster than the first one, or than on a machine that had more to do
             assert files(part) == whole, "the end is that of the uninterrupted work"
     return done
 

@@ -17,6 +17,7 @@ from vda.models import upsample
 from vda.run import network_of, open_checkpoint
 
 NETWORKS = ("deeplab-resnet18", "pspnet-resnet18")
+OLD = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13)
 SIZES = ((1, 64, 96), (1, 33, 129), (3, 121, 58))  # the training size, and odd ones
 
 
@@ -39,7 +40,11 @@ def test_file_gives_the_logits_of_the_checkpoint(
         for package in export._ONNX_PACKAGES:
             pytest.importorskip(package)
     file = tmp_path / f"network{suffix}"
-    assert main(["export", str(checkpoint), "-o", str(file)]) == 0
+    status = main(["export", str(checkpoint), "-o", str(file)])
+    if status == 2 and OLD and "made one for some alone" in capsys.readouterr().err:
+        assert not list(tmp_path.iterdir())
+        pytest.skip("this torch cannot make graphs for frames of any size, and the command says so")
+    assert status == 0
     out = capsys.readouterr().out
     assert f"{file}: logits within" in out
     assert "% of the pixels have its class" in out
@@ -89,6 +94,7 @@ def test_pooling_by_hand() -> None:
     assert export._pooled(x, [1, 2]).tolist() == [[[[1.5, 4.0]]]]
 
 
+@pytest.mark.skipif(OLD, reason="an older torch may refuse before: it ties the graph to some sizes")
 @pytest.mark.parametrize("factor", [1.01, float("nan")])
 def test_a_file_that_is_off_is_not_written(
     factor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -277,7 +277,8 @@ def test_pseudo_labels_by_hand(tmp_path: Path) -> None:
     truth = np.array([[[0, 0, 1, 1, VOID]]], np.uint8)
     clip = ArrayClip("a", np.zeros((1, 1, 5, 3), np.uint8), truth)
     write_label(tmp_path / "a" / "0000.png", np.array([[0, VOID, 1, 0, 0]], np.uint8))
-    labels = PseudoLabels(tmp_path, [{}, {"clip": "a", "frames": 1, "coverage": [0.6, 0.2, 0.0], "theta": [0.5] * 3}])
+    entry = {"clip": "a", "frames": 1, "coverage": [0.6, 0.2, 0.0], "theta": [0.5] * 3}
+    labels = PseudoLabels(tmp_path, [{"size": [1, 5]}, entry])
     found = json.loads(json.dumps(pseudo_scores(dataset(clip), labels), allow_nan=False))
     assert found["coverage"] == [0.5, 1.0, None]
     assert found["iou"] == [0.5, 0.5, None]

@@ -97,7 +97,11 @@ def export(path: Path, out: Path) -> Parity:
     size = tuple(checkpoint.meta["config"]["data"]["size"])
     write, load = FORMATS[out.suffix]
     content = write(traced(model, size), metadata(checkpoint))
-    found = compare(load(content), model, size)
+    try:
+        found = compare(load(content), model, size)
+    except AssertionError as error:  # of torch 2.10, which ties the graph to sizes like that of the example
+        wanted = "a graph for frames of any size; take a newer torch"
+        raise UsageError(f"{out}: wanted {wanted}, {torch.__version__} made one for some alone ({error})") from None
     if not found.holds:
         raise UsageError(
             f"{out}: wanted the checkpoint's logits, found a difference of {found.difference:.1e} where the largest is "

@@ -17,6 +17,7 @@ from vda.choice import scored
 from vda.cli import SCENARIO_HELP, Stopped, scenario_of
 from vda.config import Config
 from vda.options import Data, Flow, Network, Occlusion, Pseudo, wanted
+from vda.precision import PrecisionName
 from vda.proportion import at_proportion
 from vda.recipes import RECIPES, SCENARIOS, recipe
 from vda.run import Run
@@ -26,6 +27,13 @@ from vda.tables.render import FORMATS, markdown
 from vda.tables.table import Table
 
 TrainMethod = Callable[[Run, str], None]
+
+
+# Settings that every row's `Config` takes over.
+AS_IN_CONFIG = (
+    *("device", "precision", "frames_at_once", "sync_batch_norm", "compile", "deterministic"),
+    *("checkpoint_every", "snapshots", "panel_every", "tensorboard", "data", "flow", "occlusion"),
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,16 @@ class TableCommand:
     """Factor of the steps of every training."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes the GPU where there is one."""
+    precision: PrecisionName = "fp32"
+    """Mixed precision of the training; this and the next four as in `python train.py --help`."""
+    frames_at_once: int = 0
+    """Frames that go through the network at one time; 0: all of a step."""
+    sync_batch_norm: bool = False
+    """Batch statistics over all processes."""
+    compile: bool = False
+    """Compile the network."""
+    deterministic: bool = False
+    """Bit-equal repetitions on one machine and GPU."""
     checkpoint_every: int = 500
     """Steps between checkpoints."""
     snapshots: int = 4
@@ -87,8 +105,7 @@ class TableCommand:
         if RECIPES[name].pspnet:
             network = replace(network, name=config.network.name)
         methods = {method: scaled(settings, self.budget) for method, settings in config.methods.items()}
-        names = ("device", "checkpoint_every", "snapshots", "panel_every", "tensorboard", "data", "flow", "occlusion")
-        shared = {name: getattr(self, name) for name in names}
+        shared = {name: getattr(self, name) for name in AS_IN_CONFIG}
         return replace(config, methods=methods, network=network, seed=seed, **shared)
 
 
