@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from dataclasses import replace
 
@@ -65,7 +66,8 @@ def test_only_what_is_made_during_a_call_counts() -> None:
     assert memory.tensor_peak(call) == pytest.approx(5_000_000, abs=1000)
 
 
-def test_the_peak_of_a_step_holds_the_network_and_its_optimiser() -> None:
+def test_the_peak_of_a_step_holds_the_network_and_its_optimiser(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peaks, "build_network", functools.partial(peaks.build_network, width=16))
     found = peaks.measure("vst", 2, 1, (32, 64))
     weights = 4 * sum(p.numel() for p in peaks.method("vst", 2, 1).parameters())
     assert 3 * weights < found.tensors < found.process  # parameters, momenta, and gradients at the end

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from vda.data.tubes import Batch, Samples
 from vda.errors import UsageError
+from vda.fused import cross_entropy
 from vda.models import upsample
+from vda.ops import segmentation_sums
 from vda.options import Optimiser
 
 if TYPE_CHECKING:
@@ -109,6 +111,11 @@ def frame_labels(batch: Batch) -> Tensor:
 def full_logits(network: nn.Module, images: Tensor) -> Tensor:
     """Logits [N, K, H, W] at the size of the images [N, 3, H, W]."""
     return upsample(network(images), (images.shape[-2], images.shape[-1]))
+
+
+def supervised(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross entropy of the network on images [N, 3, H, W] with labels [N, H, W], 255 where there is none."""
+    return cross_entropy(segmentation_sums(network(images), labels))
 
 
 def tube_labels(batch: Batch) -> Tensor:

@@ -22,9 +22,11 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from vda.data.tubes import Batch, true_labels
-from vda.losses import cross_entropy, robust_entropy
-from vda.methods.base import Losses, Method, Round, Settings, frame_labels, frames, full_logits
-from vda.models import untracked, upsample
+from vda.fused import cross_entropy
+from vda.losses import robust_entropy
+from vda.methods.base import Losses, Method, Round, Settings, frame_labels, frames, supervised
+from vda.models import untracked
+from vda.ops import segmentation_sums
 from vda.options import Pseudo, wanted
 from vda.spectral import transfer_spectrum
 
@@ -64,12 +66,11 @@ class FDA(Method):
     def losses(self, source: Batch, target: Batch) -> Iterator[Losses]:
         images = transfer_spectrum(frames(source), frames(target), self.beta)
         with untracked(self.network):
-            yield {"seg": cross_entropy(full_logits(self.network, images), frame_labels(source))}
+            yield {"seg": supervised(self.network, images, frame_labels(source))}
         logits = self.network(frames(target))
         losses = {"ent": self.settings.lambda_ent * robust_entropy(logits, self.settings.eta)}
         if target.labels is not None:
-            size = (target.frames.shape[-2], target.frames.shape[-1])
-            losses["pseudo"] = cross_entropy(upsample(logits, size), frame_labels(target))
+            losses["pseudo"] = cross_entropy(segmentation_sums(logits, frame_labels(target)))
         yield losses
 
     @classmethod

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from vda.data.transforms import Augment
 from vda.data.tubes import Batch, Samples, true_labels
 from vda.fused import iast_regulariser
-from vda.losses import cross_entropy
-from vda.methods.base import Losses, Method, Round, Settings, frame_labels, frames, full_logits
+from vda.methods.base import Losses, Method, Round, Settings, frame_labels, frames, full_logits, supervised
 from vda.models import untracked
 from vda.ops import SegmentationSums
 from vda.options import Optimiser, Pseudo, wanted
@@ -119,8 +118,8 @@ class TargetTraining(SelfTraining):
         """The cross entropy on the source, where it has a weight."""
         if source is not None:
             with untracked(self.network):
-                logits = full_logits(self.network, frames(source))
-            yield {"source": self.settings.source_weight * cross_entropy(logits, frame_labels(source))}
+                loss = supervised(self.network, frames(source), frame_labels(source))
+            yield {"source": self.settings.source_weight * loss}
 
     @classmethod
     def batches(cls, run: Run, settings: Any, found: Labelled) -> tuple[Samples | None, Samples | None]:

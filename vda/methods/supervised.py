@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vda.data.clip import VideoDataset
 from vda.data.tubes import Batch, true_labels
 from vda.errors import UsageError
-from vda.losses import cross_entropy
-from vda.methods.base import Losses, Method, Round, Settings, frame_labels, frames, full_logits
+from vda.methods.base import Losses, Method, Round, Settings, frame_labels, frames, supervised
 
 if TYPE_CHECKING:
     from vda.run import Run
@@ -34,8 +33,7 @@ class SourceOnly(Method):
     settings_type = SupervisedSettings
 
     def losses(self, source: Batch, target: Batch | None = None) -> Iterator[Losses]:
-        logits = full_logits(self.network, frames(source))
-        yield {"seg": cross_entropy(logits, frame_labels(source))}
+        yield {"seg": supervised(self.network, frames(source), frame_labels(source))}
 
     @classmethod
     def rounds(cls, run: Run, settings: Any, folder: Path) -> Iterator[Round]:

@@ -25,9 +25,8 @@ from torch import Tensor, nn
 from vda.data.tubes import Batch, true_labels
 from vda.errors import UsageError
 from vda.histogram import histogram_loss
-from vda.losses import cross_entropy
 from vda.methods.adversarial import Contest, contest
-from vda.methods.base import Adam, Losses, Method, Round, Settings, frame_labels, full_logits
+from vda.methods.base import Adam, Losses, Method, Round, Settings, frame_labels, supervised
 from vda.models.translation import PairGenerator, PatchDiscriminator
 from vda.options import Optimiser, wanted
 
@@ -119,7 +118,7 @@ class VideoGAN(Method):
     def losses(self, source: Batch, target: Batch | None = None) -> Iterator[Losses]:
         with torch.no_grad():
             images = self._translator[0](source.frames).flatten(0, 1)
-        yield {"seg": cross_entropy(full_logits(self.network, images), frame_labels(source))}
+        yield {"seg": supervised(self.network, images, frame_labels(source))}
 
     @classmethod
     def rounds(cls, run: Run, settings: Any, folder: Path) -> Iterator[Round]:
