@@ -138,7 +138,7 @@ def test_a_checkpoint_of_another_training(settings: Path, tmp_path: Path) -> Non
     for state in ({}, {"network": torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1).state_dict()}):
         save_checkpoint(tmp_path / "x", step=1, modules=modules, state={"optimisers": state}, meta={"iteration": 1})
         with pytest.raises(UsageError, match="step-000001: wanted the state of this training's optimisers, found"):
-            train.restore(tmp_path / "x", training.method, optimisers)
+            train.restore(tmp_path / "x", training.method, optimisers, train.Precision())
 
 
 def test_a_checkpoint_of_other_classes_or_of_no_network(tmp_path: Path) -> None:

@@ -391,6 +391,8 @@ def test_a_loader_process_that_is_killed(tmp_path: Path) -> None:
         for _ in loader(tubes, batch=1, start=0, stop=100_000, workers=1):
             children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
             os.kill(int(children[-1]), signal.SIGKILL)
+            # torch hears of it by a signal, which may come at any time from here on; later it would be another test's
+            os.waitid(os.P_PID, int(children[-1]), os.WEXITED | os.WNOWAIT)
 
     with pytest.raises(UsageError) as info, resumable(tmp_path):
         take()
