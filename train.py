@@ -30,12 +30,13 @@ from vda import config as settings
 from vda import distributed
 from vda.checkpoint import latest, load_checkpoint, load_weights, prune, save_checkpoint
 from vda.choice import scored, snapshots
-from vda.cli import Stopped, can_resume, choose_folder, create_folder, parse, resumable, run_command
+from vda.cli import STOPPED, Stopped, can_resume, choose_folder, create_folder, parse, resumable, run_command
 from vda.data.tubes import Samples, loader
 from vda.errors import UsageError
 from vda.files import alone
 from vda.live import Live
 from vda.methods import METHODS, Method, Round
+from vda.models import SegmentationNetwork
 from vda.models.synced import moving_statistics, synchronise_batch_norm
 from vda.options import Optimiser
 from vda.panels import write_run_report
@@ -53,7 +54,7 @@ MODULES = ("network", "discriminators", "auxiliary")  # of a method, in its chec
 def train_method(run: Run, name: str) -> None:
     """All rounds of a method of the run; nothing where they are done."""
     folder = run.folder_of(name)
-    if (folder / FINISHED).exists():
+    if distributed.by_first((folder / FINISHED).exists):
         print(f"{name}: already trained, {folder}")
         return
     rounds = METHODS[name].rounds(run, run.config.methods[name], folder)
@@ -86,13 +87,14 @@ def fit(run: Run, name: str, training: Round) -> None:
         synchronise_batch_norm(method)
     optimisers, precision = build_optimisers(method, optimiser), Precision(run.config.precision, run.device)
     start = restore(folder, method, optimisers, precision)
-    if run.config.compile:
+    distributed.check_same(f"{label}: weights", fingerprint(method))
+    if run.config.compile and isinstance(method.network, SegmentationNetwork):
         method.network.compile()
 
     def batches(samples: Samples | None) -> Iterator[Any]:
         if samples is None:
             return itertools.repeat(None)
-        options = {"batch": optimiser.batch, "start": start, "stop": optimiser.iterations}
+        options = {"batch": optimiser.batch * run.config.batch_factor, "start": start, "stop": optimiser.iterations}
         return loader(samples, **options, workers=run.config.data.workers)
 
     numbers = range(start, optimiser.iterations)
@@ -223,6 +225,11 @@ def restore(folder: Path, method: Method, optimisers: dict[str, torch.optim.Opti
     return int(checkpoint.meta["iteration"])
 
 
+def fingerprint(method: Method) -> list[float]:
+    """Sums over all tensors of a method, that are unlike where any weight is."""
+    return [float(x.double().sum()) for x in method.state_dict().values()]
+
+
 class StopSignal:
     """Turns Ctrl-C and SIGTERM into a request that the loop honours after the current step."""
 
@@ -249,7 +256,7 @@ def train(argv: Sequence[str]) -> None:
         return
     config = parse(argv, __doc__ or "")
     distributed.start(config.device)
-    if distributed.restarts():
+    if distributed.again():
         config = replace(config, resume=can_resume(config))
     folder = Path(distributed.from_first(str(choose_folder(config))))
     run = Run(config, folder)  # opens and checks everything before anything is written
@@ -257,11 +264,12 @@ def train(argv: Sequence[str]) -> None:
     processes = f", {distributed.size()} processes" if distributed.size() > 1 else ""
     print(f"run folder {folder}, device {run.device}, seed {config.seed}{processes}")
     with resumable(folder):
+        (folder / STOPPED).unlink(missing_ok=True)
         for name in config.training:
             train_method(run, name)
             if METHODS[name].leaves_network:
                 scored(run, name)
-        scores: dict[str, Any] = {name: scored(run, name) for name in run.finished()}
+        scores: dict[str, Any] = {name: scored(run, name) for name in distributed.by_first(run.finished)}
         if distributed.is_first():
             finish(run, scores)
     distributed.leave()

@@ -59,6 +59,16 @@ def all_trained() -> dict[str, Result]:
     return {f"{name}, {batch_norm}": trained(name, batch_norm) for name, batch_norm in VARIANTS}
 
 
+def moved_apart() -> tuple[Tensor, Tensor]:
+    """Running means and variances after one step in which every process uses the statistics of its own frames."""
+    method = CASES["source_only"].build("train")
+    batches = [shared(batch) for batch in CASES["source_only"].batches()]
+    train.step(method, train.build_optimisers(method, Optimiser(iterations=1)), *batches)
+    norms = [m for m in method.network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    means, variances = ([getattr(norm, f"running_{what}") for norm in norms] for what in ("mean", "var"))
+    return torch.cat(means), torch.cat(variances)
+
+
 def primitives() -> dict[str, Any]:
     """What vda.distributed gives in this process, from values that depend on its rank."""
     rank = distributed.rank()
@@ -89,6 +99,6 @@ def primitives() -> dict[str, Any]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     distributed.start("cpu")
-    found = {"primitives": primitives(), "trained": all_trained()}
+    found = {"primitives": primitives(), "trained": all_trained(), "statistics": moved_apart()}
     torch.save(found, Path(sys.argv[1]) / f"{distributed.rank()}.pt")
     distributed.leave()

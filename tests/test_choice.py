@@ -125,13 +125,13 @@ def scored(
         looked.append(step)
         return {"model": f"{digest}{step}", **snapshots[step]}
 
-    last = SimpleNamespace(digest=f"{digest}{len(snapshots) - 1}", step=len(snapshots) - 1)
+    newest = len(snapshots) - 1
+    last = SimpleNamespace(digest=f"{digest}{newest}", step=newest, path=folder / "newest")
     monkeypatch.setattr(choice, "_snapshot", snapshot)
     monkeypatch.setattr(choice, "checkpoints", lambda folder, steps: [n for n in range(len(snapshots)) if n in steps])
     monkeypatch.setattr(choice, "load_checkpoint", int)
-    monkeypatch.setattr(choice, "open_checkpoint", lambda folder: last)
     monkeypatch.setattr(choice, "snapshots", lambda step, count: set(range(step + 1)))
-    run = SimpleNamespace(result=lambda name: folder, config=Config())
+    run = SimpleNamespace(result=lambda name: folder, checkpoint=lambda folder: last, config=Config())
     found = choice.scored(run, "vat")  # type: ignore[arg-type]
     return found, len(looked)
 

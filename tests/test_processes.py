@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 from vda import distributed
+from vda.checkpoint import latest
 
 ROOT = Path(__file__).parents[1]
 
@@ -91,6 +93,33 @@ def test_both_processes_end_alike(two: list[dict[str, Any]]) -> None:
         assert all(torch.equal(value, other[key]) for key, value in state.items()), name
 
 
+def test_running_statistics_of_each_process_are_averaged(
+    two: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = []
+    for rank in range(2):  # what each half of the batch moves them to
+        monkeypatch.setattr(
+            processes,
+            "shared",
+            lambda batch, n=rank: (
+                batch and replace(batch, frames=batch.frames[n : n + 1], labels=batch.labels[n : n + 1])
+            ),
+        )
+        alone.append(processes.moved_apart())
+    for k in range(2):
+        mean = (alone[0][k] + alone[1][k]) / 2
+        torch.testing.assert_close(two[0]["statistics"][k], mean)
+        assert torch.equal(two[0]["statistics"][k], two[1]["statistics"][k])
+        assert not torch.allclose(mean, alone[0][k])
+
+
+def test_processes_that_differ_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "gather", lambda value: [value, [1.0, 2.5]])
+    distributed.check_same("weights", [1.0, 2.5])
+    with pytest.raises(RuntimeError, match="weights: wanted the same in all processes"):
+        distributed.check_same("weights", [1.0, 2.0])
+
+
 # ---- a whole run
 
 RUN = """
@@ -99,7 +128,7 @@ flow: {provider: exact}
 checkpoint_every: 1
 device: cpu
 sync_batch_norm: true
-data: {source: embedded/simulator, target: embedded/camera, validation: embedded/camera-val, size: [64, 96]}
+data: {source: "embedded/simulator:4", target: "embedded/camera:4", validation: "embedded/camera-val:3", size: [64, 96]}
 network: {name: deeplab-resnet18, width: 8, batch_norm: train}
 snapshots: 1
 methods:
@@ -164,29 +193,39 @@ def test_a_killed_worker_ends_the_job_with_a_cause_and_a_restart_goes_on(folder:
     _, errors = job.communicate(timeout=300)
     assert job.returncode == 0, errors
     assert "exitcode: -9" in errors
-    assert "another process of this run has ended" in errors
+    assert "another process has ended" in errors
     assert numbers(folder / "restarted") == numbers(folder / "whole")
     assert logged(folder / "restarted") == logged(folder / "whole")
 
 
 def test_sigterm_stops_all_after_the_same_step_and_one_process_goes_on(folder: Path) -> None:
-    job = torchrun(ROOT / "train.py", "run.yaml", "--out", "stopped", cwd=folder)
-    while not (folder / "stopped" / "source_only" / "step-000001").exists():
+    # loader processes get the signal too, and nothing but the stop saves anything
+    options = ["--only", "source_only", "--data.workers", 1, "--checkpoint-every", 1000]
+    options += ["--source-only.optimiser.iterations", 40]
+    job = torchrun(ROOT / "train.py", "run.yaml", "--out", "stopped", *options, cwd=folder)
+    log, deadline = folder / "stopped" / "source_only" / "log.jsonl", time.monotonic() + 200
+    while not (log.exists() and log.read_text()):
         assert job.poll() is None, job.communicate()[1]
+        assert time.monotonic() < deadline
         time.sleep(0.02)
     job.terminate()
     _, errors = job.communicate(timeout=120)
     assert job.returncode != 0
-    assert "continue with `python train.py stopped/config.yaml --resume --out stopped`" in errors
-    command = [sys.executable, str(ROOT / "train.py"), "run.yaml", "--out", "stopped", "--resume"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    command = "torchrun --nproc-per-node 2 train.py stopped/config.yaml --resume --out stopped"
+    assert errors.count(f"continue with `{command}`") == 1, errors
+    assert (folder / "stopped" / "stopped").exists()
+    assert latest(folder / "stopped" / "source_only") is not None
+    alone = [sys.executable, str(ROOT / "train.py"), "run.yaml", "--out", "stopped", "--resume", *map(str, options)]
+    done = subprocess.run(alone, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert len(logged(folder / "stopped")) == len(logged(folder / "whole"))
+    assert [line["iteration"] for line in logged(folder / "stopped")] == list(range(40))
+    assert not (folder / "stopped" / "stopped").exists()
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(folder: Path) -> None:
     job = torchrun(ROOT / "train.py", "run.yaml", "--out", "odd", "--vat.optimiser.batch", 3, cwd=folder)
     _, errors = job.communicate(timeout=120)
     assert job.returncode != 0
-    assert "vat.optimiser.batch: wanted a multiple of 2, the processes that share it, found 3" in errors
+    wanted = "vat.optimiser.batch: wanted a multiple of 2, the processes that share it, found 3"
+    assert f"{wanted}; --batch-factor multiplies all of them" in errors
     assert not (folder / "odd").exists()

@@ -17,6 +17,8 @@ TINY = """
 recipe: tiny
 flow: {provider: exact}
 checkpoint_every: 2
+precision: fp16
+frames_at_once: 1
 device: cpu
 data:
   source: embedded/simulator:4

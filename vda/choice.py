@@ -25,7 +25,7 @@ from vda.occlusion import needs_back, visible
 from vda.ops import warp
 from vda.progress import progress
 from vda.pseudo import image_tensor
-from vda.run import Run, checkpoints, network_of, open_checkpoint
+from vda.run import Run, checkpoints, network_of
 from vda.scoring import Scores, score, write_scores
 
 PAIRS = 40  # of neighbouring target frames, evenly spread, on which snapshots are compared
@@ -36,8 +36,8 @@ def scored(run: Run, name: str) -> Scores:
 
     Kept beside the checkpoints, so that a resumed run reads them back.
     """
-    folder = run.result(name)
-    last = open_checkpoint(folder)
+    last = run.checkpoint(run.result(name))
+    folder = last.path.parent
     path = folder / "scores.json"
     of = {"model": last.digest, "snapshots": run.config.snapshots}
     known = by_first(kept_json, path)

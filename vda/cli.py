@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from vda.recipes import COMPARED, DEFAULT_SCENARIO, RECIPES, SCENARIOS, check_na
 
 SCENARIO_HELP = f"Scenarios for --data: {', '.join(COMPARED)}; {DEFAULT_SCENARIO} where not given."
 _HELP = ("-h", "--help")
+STOPPED = "stopped"  # empty, in the folder of a run that a signal has stopped: for scripts that start it again
 
 
 class Stopped(Exception):
@@ -40,8 +41,17 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | 
         print("stopped; what was finished is kept", file=sys.stderr)
         return 130
     except Stopped as stop:
-        print(stop, file=sys.stderr)
+        if distributed.is_first():
+            print(stop, file=sys.stderr)
         return 130
+    except RuntimeError as error:
+        if not distributed.lost_another(error):
+            raise
+        print(
+            f"error: another process has ended, its own message says why (process {distributed.rank()})",
+            file=sys.stderr,
+        )
+        return 2
     return 0
 
 
@@ -135,7 +145,9 @@ def create_folder(config: Config, folder: Path) -> None:
 
 
 def how_to_resume(folder: Path) -> str:
-    return f"continue with `python train.py {folder}/config.yaml --resume --out {folder}`"
+    count = distributed.size()
+    command = f"torchrun --nproc-per-node {count}" if count > 1 else "python"  # of several machines each has its own
+    return f"continue with `{command} train.py {folder}/config.yaml --resume --out {folder}`"
 
 
 @contextmanager
@@ -144,6 +156,9 @@ def resumable(folder: Path) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, Stopped) as stop:
+        if distributed.is_first():
+            with suppress(OSError):
+                (folder / STOPPED).touch()
         raise Stopped(f"{stop or 'stopped'}; {how_to_resume(folder)}") from None
     except (OSError, EOFError, RuntimeError) as error:
         # torch tells of a loader process wherever the main thread is just then, where it does not hear it itself
@@ -151,8 +166,6 @@ def resumable(folder: Path) -> Iterator[None]:
             reason = "data.workers: a loader process was killed, most often for want of memory; fewer of them want less"
         elif isinstance(error, OSError):
             reason = told(error)
-        elif distributed.lost_another(error):
-            reason = "another process of this run has ended, its own message says why"
         else:
             raise
         raise UsageError(f"{reason}; {how_to_resume(folder)}") from error

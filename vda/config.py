@@ -55,7 +55,9 @@ class Config:
     sync_batch_norm: bool = False
     """Batch statistics over all processes of the run; without effect where batch norm is frozen (eval)."""
     compile: bool = False
-    """Compile the network with torch.compile: the first steps take minutes, the others less."""
+    """Compile the segmentation network with torch.compile: the first steps take minutes, the others less."""
+    batch_factor: int = 1
+    """Times as many tubes a step in every training, for several processes to share. Steps stay as many."""
     deterministic: bool = False
     """Bit-equal repetitions on one machine and GPU, for some speed; docs/reliability.md lists what is left out."""
     checkpoint_every: int = 500
@@ -79,6 +81,7 @@ class Config:
         wanted(self.seed >= 0, "seed", "0 or more", self.seed)
         wanted(self.checkpoint_every >= 1, "checkpoint_every", "at least 1", self.checkpoint_every)
         wanted(self.panel_every >= 0, "panel_every", "0 or more", self.panel_every)
+        wanted(self.batch_factor >= 1, "batch_factor", "at least 1", self.batch_factor)
         wanted(self.frames_at_once >= 0, "frames_at_once", "0 or more", self.frames_at_once)
         alone = not (self.compile and self.frames_at_once)
         wanted(alone, "compile", "frames_at_once of 0 beside it", self.frames_at_once)

@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import io
 import os
+import secrets
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -26,11 +29,12 @@ from vda.errors import UsageError
 T = TypeVar("T")
 
 # How long a process waits for the others. torchrun ends all as soon as one dies; this is for a machine that vanishes,
-# and longer than what the first process does alone, such as the report.
-PATIENCE = timedelta(hours=1)
+# and longer than what the first process does alone, such as CCM's choice of source frames.
+PATIENCE = timedelta(hours=2)
 _BUCKET = 1 << 23  # elements that are sent at once: 32 MB, large enough for the bandwidth to count
 
 _joined = False  # a group that somebody else made is not ours to talk in
+_again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def start(device: str) -> None:
@@ -38,7 +42,7 @@ def start(device: str) -> None:
 
     From then on standard output and progress bars are the first process's alone.
     """
-    global _joined
+    global _joined, _again
     if _joined or launched() == 1:
         return
     if not dist.is_available():
@@ -49,14 +53,36 @@ def start(device: str) -> None:
         raise UsageError(f"torchrun: wanted at most one process for each of the {gpus} GPUs, found process {local + 1}")
     if gpus:
         torch.cuda.set_device(local)
-    # torchrun keeps its store over restarts, and a process that comes anew would find the addresses of those that died
     store, number, count = next(dist.rendezvous("env://", timeout=PATIENCE))
-    store = dist.PrefixStore(f"{count}-processes-start-{restarts()}", store)
-    backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
-    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=PATIENCE)
+    backend, own = "cpu:gloo,cuda:nccl" if gpus else "gloo", dist.PrefixStore(_meet(store, number, count), store)
+    dist.init_process_group(backend, store=own, rank=number, world_size=count, timeout=PATIENCE)
     _joined = True
+    _again = from_first(store.add("vda/starts", 1) > 1 if is_first() else None) or any_of(_again)
     if not is_first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+
+
+def _meet(store: dist.Store, number: int, count: int) -> str:
+    """A name for this start that all its processes agree on and no other start has.
+
+    torchrun keeps its store when it starts the processes anew, so they find what dead ones left: addresses at which
+    nobody answers. Its own count of restarts differs between machines. So the first process makes a name, the others
+    answer it with names of their own, and those that it has heard of know that it is alive.
+    """
+    mine = secrets.token_hex(8)
+    if number == 0:
+        store.set("vda/first", mine)
+        heard = [store.get(f"vda/{mine}/{other}").decode() for other in range(1, count)]
+        store.set(f"vda/{mine}/heard", ",".join(heard))
+        return mine
+    while True:
+        first = store.get("vda/first").decode()
+        store.set(f"vda/{first}/{number}", mine)
+        with suppress(dist.DistStoreError):  # dead before it had heard of all
+            store.wait([f"vda/{first}/heard"], timedelta(seconds=1))
+            if mine in store.get(f"vda/{first}/heard").decode().split(","):
+                return first
+        time.sleep(0.1)
 
 
 def launched() -> int:
@@ -93,9 +119,9 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def restarts() -> int:
-    """How many times torchrun has started the run anew, after a process failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+def again() -> bool:
+    """Whether torchrun has started the run before: after a process failed, or when machines came or went."""
+    return _again
 
 
 def lost_another(error: Exception) -> bool:
@@ -150,6 +176,12 @@ def from_first(value: T) -> T:
 def any_of(flag: bool) -> bool:
     """Whether it is true in any process."""
     return bool(_sum(torch.tensor([flag], dtype=torch.int64)).item())
+
+
+def check_same(what: str, value: Any) -> None:
+    """Raises RuntimeError where not all processes have the same value: they would drift apart without a word."""
+    if any(other != value for other in gather(value)):
+        raise RuntimeError(f"{what}: wanted the same in all processes, found {gather(value)}")
 
 
 # --- sums

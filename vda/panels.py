@@ -30,7 +30,7 @@ from vda.pseudo import PseudoLabels, read_labels
 from vda.report import Group, Row, Strip, write_report
 from vda.report.strips import MAX_WIDTH
 from vda.report.tables import Scores, is_ceiling, known, percent, stage_title
-from vda.run import Run
+from vda.run import Run, network_of, open_checkpoint
 
 MaybePredictor = Callable[[Clip, int], LabelMap | None]  # as Predictor, or None where there is no prediction
 
@@ -246,7 +246,8 @@ def _tensor(image: Image) -> Tensor:
 def write_run_report(run: Run, scores: dict[str, Any]) -> Path:
     """The HTML page of the run, with pictures of every method that has been trained."""
     report = run.config.report
-    predictors = {name: NetworkPredictor(run.network(name), run.device) for name in run.finished()}
+    networks = {name: network_of(open_checkpoint(run.result(name)), run.device) for name in run.finished()}
+    predictors = {name: NetworkPredictor(network, run.device) for name, network in networks.items()}
     clips = [prediction_strips(predictors, run.validation, scores, report)]
     coverage = None
     for name in reversed(run.finished()):  # the labels that the last self-training learnt from

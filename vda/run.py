@@ -110,11 +110,12 @@ class Run:
             )
 
     def _check_processes(self, name: str, settings: Any) -> None:
-        count = distributed.size()
+        count, factor = distributed.size(), self.config.batch_factor
         for field, value in vars(settings).items():
-            if isinstance(value, Optimiser) and value.batch % count:
+            if isinstance(value, Optimiser) and value.batch * factor % count:
                 wanted = f"wanted a multiple of {count}, the processes that share it"
-                raise UsageError(f"{name}.{field}.batch: {wanted}, found {value.batch}")
+                found = f"{value.batch}; --batch-factor multiplies all of them" if factor == 1 else value.batch * factor
+                raise UsageError(f"{name}.{field}.batch: {wanted}, found {found}")
         if count > 1 and self.config.sync_batch_norm and METHODS[name].mixes:
             raise UsageError(f"sync_batch_norm: wanted a method whose batches are all alike, {name} mixes the domains")
 
@@ -185,11 +186,15 @@ class Run:
 
     def network_at(self, folder: Path) -> nn.Module:
         """The network of the newest checkpoint in a folder."""
-        checkpoint = open_checkpoint(folder)
+        checkpoint = self.checkpoint(folder)
         if checkpoint.meta["classes"] != list(self.source.classes):
             found = ", ".join(checkpoint.meta["classes"])
             raise UsageError(f"{checkpoint.path}: wanted the classes {', '.join(self.source.classes)}, found {found}")
         return self._in_training(network_of(checkpoint, self.device))
+
+    def checkpoint(self, folder: Path) -> Checkpoint:
+        """The newest valid checkpoint in a folder, the same for all processes."""
+        return load_checkpoint(distributed.by_first(lambda: str(checkpoint_in(folder))))
 
     def _in_training(self, network: SegmentationNetwork) -> SegmentationNetwork:
         """With what a checkpoint does not hold, since it is about this machine."""
@@ -224,7 +229,7 @@ class Run:
 
     def pseudo_labels(self, folder: Path, models: Sequence[Path], settings: Pseudo) -> pseudo.PseudoLabels:
         """Labels of the target under `folder`, by the newest checkpoint in `models`, or the mean of several."""
-        checkpoints = [open_checkpoint(model) for model in models]
+        checkpoints = [self.checkpoint(model) for model in models]
         networks = [network_of(checkpoint, self.device) for checkpoint in checkpoints]
         network = networks[0] if len(networks) == 1 else Ensemble(networks)
         labels = pseudo.generate(
@@ -261,14 +266,19 @@ def network_of(checkpoint: Checkpoint, device: torch.device) -> SegmentationNetw
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """A checkpoint folder, or the newest valid one of a method's or a round's folder."""
+    return load_checkpoint(checkpoint_in(path))
+
+
+def checkpoint_in(path: Path) -> Path:
+    """Where that is."""
     if not path.is_dir():
         raise UsageError(f"{path}: wanted a checkpoint folder, found {'a file' if path.exists() else 'nothing'}")
     if (path / "manifest.json").exists():
-        return load_checkpoint(path)
+        return path
     newest = latest(result_of(path))
     if newest is None:
         raise UsageError(f"{path}: wanted a checkpoint, found none in this folder")
-    return load_checkpoint(newest)
+    return newest
 
 
 def checkpoints(folder: Path, steps: Collection[int]) -> list[Path]:

@@ -224,7 +224,7 @@ def loader(tubes: Samples, *, batch: int, start: int, stop: int, workers: int = 
         batch_sampler=batches,
         collate_fn=collate,
         num_workers=workers,
-        worker_init_fn=_leave_ctrl_c_to_the_parent,
+        worker_init_fn=_leave_stops_to_the_parent,
         pin_memory=torch.cuda.is_available(),
     )
     for item in loaded:
@@ -233,8 +233,10 @@ def loader(tubes: Samples, *, batch: int, start: int, stop: int, workers: int = 
         yield item
 
 
-def _leave_ctrl_c_to_the_parent(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_stops_to_the_parent(worker: int) -> None:
+    # a terminal, torchrun and batch systems send them to all processes, but the step that is under way wants its batch
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.SIG_IGN)
 
 
 def collate(items: list[Drawn | UsageError]) -> Batch | UsageError:

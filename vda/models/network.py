@@ -93,6 +93,11 @@ class SegmentationNetwork(nn.Module):
         ]
         return tuple(torch.cat(maps) for maps in zip(*parts, strict=True))
 
+    def compile(self, *arguments: Any, **options: Any) -> None:
+        """As nn.Module.compile, of body and head apart, since some methods take the maps between them."""
+        self._levels = torch.compile(self._levels, *arguments, **options)  # type: ignore[method-assign]
+        self.head.compile(*arguments, **options)
+
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """Groups for an optimiser: the backbone's trainable parameters at `lr`, the head's at 10 lr."""
         return [

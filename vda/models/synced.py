@@ -45,6 +45,6 @@ def synchronise_batch_norm(module: nn.Module) -> None:
 
 
 def moving_statistics(module: nn.Module) -> list[Tensor]:
-    """The running statistics that a step has moved; frozen ones must not even be rounded."""
-    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+    """The running statistics that a step has moved, in each process on its own; others must not even be rounded."""
+    norms = [m for m in module.modules() if type(m) is nn.BatchNorm2d and m.training]
     return [x for norm in norms for x in (norm.running_mean, norm.running_var) if x is not None]

@@ -31,7 +31,7 @@ TrainMethod = Callable[[Run, str], None]
 
 # Settings that every row's `Config` takes over.
 AS_IN_CONFIG = (
-    *("device", "precision", "frames_at_once", "sync_batch_norm", "compile", "deterministic"),
+    *("device", "precision", "frames_at_once", "sync_batch_norm", "compile", "batch_factor", "deterministic"),
     *("checkpoint_every", "snapshots", "panel_every", "tensorboard", "data", "flow", "occlusion"),
 )
 
@@ -57,13 +57,15 @@ class TableCommand:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes the GPU where there is one."""
     precision: PrecisionName = "fp32"
-    """Mixed precision of the training; this and the next four as in `python train.py --help`."""
+    """Mixed precision of the training; this and the next five as in `python train.py --help`."""
     frames_at_once: int = 0
     """Frames that go through the network at one time; 0: all of a step."""
     sync_batch_norm: bool = False
     """Batch statistics over all processes."""
     compile: bool = False
     """Compile the network."""
+    batch_factor: int = 1
+    """Times as many tubes a step in every training, for several processes to share."""
     deterministic: bool = False
     """Bit-equal repetitions on one machine and GPU."""
     checkpoint_every: int = 500
