@@ -377,7 +377,7 @@ def test_labels_of_several_models_are_those_of_their_ensemble(tmp_path: Path, mo
 
     run = Paper(tmp_path)
     run.flow.name = "exact"  # type: ignore[attr-defined]
-    monkeypatch.setattr(module, "open_checkpoint", lambda model: type("Checkpoint", (), {"digest": str(model)}))
+    monkeypatch.setattr(run, "checkpoint", lambda model: type("Checkpoint", (), {"digest": str(model)}))
     monkeypatch.setattr(module, "network_of", lambda checkpoint, device: ColourNet())
     monkeypatch.setattr(module.pseudo, "generate", generate)
     for models in (["a"], ["a", "b"], ["b", "a"]):
