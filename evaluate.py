@@ -93,7 +93,6 @@ def evaluate(options: Evaluate) -> None:
     if distributed.is_first():
         for path in files:
             _write(path, scores, entries, options)
-    distributed.leave()
 
 
 def _motion(options: Evaluate, device: torch.device) -> Motion | None:

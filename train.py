@@ -272,7 +272,6 @@ def train(argv: Sequence[str]) -> None:
         scores: dict[str, Any] = {name: scored(run, name) for name in distributed.by_first(run.finished)}
         if distributed.is_first():
             finish(run, scores)
-    distributed.leave()
 
 
 def finish(run: Run, scores: dict[str, Any]) -> None:

@@ -212,9 +212,10 @@ def everything(folder: Path) -> None:
         "proportion": proportion(folder / "proportion"),
     }
     (folder / f"{distributed.rank()}.json").write_text(json.dumps(found))
-    evaluated(folder / "evaluated")  # the last: it leaves the other processes
+    evaluated(folder / "evaluated")
 
 
 if __name__ == "__main__":
     distributed.start("cpu")
     everything(Path(sys.argv[1]))
+    distributed.leave()

@@ -43,7 +43,7 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | 
     except Stopped as stop:
         if distributed.is_first():
             print(stop, file=sys.stderr)
-        distributed.leave()  # all are here; gloo aborts a process that ends without
+        distributed.leave()
         return 130
     except RuntimeError as error:
         if not distributed.lost_another(error):
@@ -53,6 +53,7 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | 
             file=sys.stderr,
         )
         return 2
+    distributed.leave()  # else gloo may abort the process at its end
     return 0
 
 

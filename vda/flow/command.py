@@ -62,7 +62,6 @@ def flow_main(arguments: list[str]) -> None:
     source = provider(command.flow, choose_device(command.device))
     new = precompute(source, dataset, command.out, steps=command.steps, workers=command.workers)
     print(f"{command.out}: flow of {dataset.name} by {source.name}, {new} pairs computed now")
-    distributed.leave()
     return None
 
 
